@@ -1,0 +1,1 @@
+"""FRL-DGT: micro-expression recognition from an onset-apex pair of frames."""
