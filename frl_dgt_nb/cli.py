@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Layout', 'Device', 'COMMANDS', 'BY_HAND', 'IN_PLAIN_WORDS', 'default_store', 'prepare', 'check_run', 'loso',
-           'read_pair', 'explain', 'describe', 'predict', 'PlainHelp', 'make_parser', 'one_line', 'main']
+           'read_pair', 'describe', 'predict', 'PlainHelp', 'make_parser', 'one_line', 'main']
 
 # %% ../nbs/42_cli.ipynb #28a5363a
 import json as json_
@@ -48,7 +48,7 @@ def prepare(data:Path, database:Layout, store:Path, workers:NonNegativeInt=0, ov
     print(f"{len(faces)} clips of {faces.index.subject_id.nunique()} subjects in {store}, {len(faces.excluded)} excluded")
     for one in faces.excluded: print(f"  {one.clip_id}: {one.reason}")
 
-# %% ../nbs/42_cli.ipynb #cde12c69
+# %% ../nbs/42_cli.ipynb #6062305c
 def check_run(
     preset:str, # name in PRESETS
     device:str, # auto, cpu or cuda
@@ -61,8 +61,8 @@ def check_run(
     if preset not in PRESETS: raise ValueError(f"there is no preset {preset!r}; choose from {', '.join(PRESETS)}")
     pick_device(device)
     if Path(out).exists() and not Path(out).is_dir(): raise ValueError(f"{out} is a file; --out wants a folder")
-    if (Path(out) / "config.json").exists() and not resume:
-        raise ValueError(f"{out} holds a run already; add --resume to continue it, or choose another --out")
+    if Path(out).is_dir() and any(Path(out).iterdir()) and not resume:
+        raise ValueError(f"{out} is not empty; add --resume to continue the run in it, or choose another --out")
 
 # %% ../nbs/42_cli.ipynb #d49c40eb
 def loso(data:Path, database:Layout, out:Path, preset:str="tiny", device:Device="auto", workers:PositiveInt=1,
@@ -106,27 +106,9 @@ def read_pair(
     transform = alignment_transform(landmarks, size)
     return align(first, transform, size), align(second, transform, size), transform_points(landmarks, transform)
 
-# %% ../nbs/42_cli.ipynb #17162daa
-def explain(
-    model, # FRLDGT in evaluation mode
-    onset, # (H,W,3) uint8, aligned
-    apex, # as onset
-    landmarks, # (68,2) in aligned pixels
-)->dict: # probabilities (classes,), motion (2,H,W) px, boxes (9,4), weights (heads,9)
-    "What the model makes of one pair, and what it looked at."
-    import torch
-    from frl_dgt_nb.regions import au_boxes
-    from frl_dgt_nb.warp import to_motion
-    device = next(model.parameters()).device
-    first, second = (torch.as_tensor(image).to(device).permute(2, 0, 1)[None].float() / 255 for image in (onset, apex))
-    boxes = au_boxes(torch.as_tensor(landmarks).float()[None], onset.shape[0]).to(device)
-    with torch.inference_mode(): out = model(first, second, boxes)
-    found = dict(probabilities=out.logits.float().softmax(-1), motion=to_motion(out.displacement.float()), boxes=boxes, weights=out.global_weights.float())
-    return {name: value[0].cpu().numpy() for name, value in found.items()}
-
-# %% ../nbs/42_cli.ipynb #84f36982
+# %% ../nbs/42_cli.ipynb #57e415ef
 def describe(
-    found:dict, # result of `explain`
+    found:dict, # result of `explain` (notebook 41)
 )->dict: # ready for JSON
     "Prediction, probabilities, size of the motion in pixels, and share of each region."
     import numpy as np
@@ -138,7 +120,7 @@ def describe(
                 motion_px={"median": round(float(np.median(size)), 3), "largest": round(float(size.max()), 3)},
                 regions={name: round(float(w), 4) for name, w in zip(REGION_NAMES, found["weights"].mean(0))})
 
-# %% ../nbs/42_cli.ipynb #bbc6f0f3
+# %% ../nbs/42_cli.ipynb #203b440a
 def predict(onset:Path, apex:Path, weights:Path, device:Device="auto", json:Path|None=None, picture:Path|None=None)->None:
     """Class of one pair of frames, with what the model saw.
 
@@ -152,6 +134,7 @@ def predict(onset:Path, apex:Path, weights:Path, device:Device="auto", json:Path
     """
     from frl_dgt_nb.model import load_model
     from frl_dgt_nb.plots import plot_evidence
+    from frl_dgt_nb.report import explain
     from frl_dgt_nb.training import pick_device
     model = load_model(weights, pick_device(device))
     first, second, landmarks = read_pair(onset, apex)
@@ -209,7 +192,7 @@ def one_line(
     for pattern, words in IN_PLAIN_WORDS.items(): text = re.sub(pattern, words, text)
     return text.rstrip(".") + "; see frl-dgt --help, or frl-dgt COMMAND --help"
 
-# %% ../nbs/42_cli.ipynb #b1ec19cf
+# %% ../nbs/42_cli.ipynb #db986b3a
 def main(
     args:list[str]|None=None, # default: those of the shell
 )->int: # exit status
@@ -221,7 +204,7 @@ def main(
         if os.environ.get("FRL_DGT_DEBUG") == "1": raise
         print(f"frl-dgt: {one_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("frl-dgt: interrupted; loso goes on from here with --resume", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"frl-dgt: {stop or 'stopped'}", file=sys.stderr)
         return 130
     return 0

@@ -210,7 +210,7 @@ def plot_curves(
     if len(curves) > 1: ax.legend(frameon=False)
     return ax
 
-# %% ../nbs/40_plots.ipynb #ed59c52b
+# %% ../nbs/40_plots.ipynb #939acca5
 def plot_evidence(
     onset:ArrayLike, # (H,W,3) or (3,H,W)
     apex:ArrayLike, # as onset
@@ -221,8 +221,8 @@ def plot_evidence(
     title:str="",
 )->Figure:
     "Onset, apex, displacement and weighted boxes of one clip in a row."
-    figure = Figure(figsize=(12, 3.3), layout="constrained")
-    first, second, third, fourth = figure.subplots(1, 4, width_ratios=[1, 1, 1.25, 1])
+    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    first, second, third, fourth = figure.subplots(1, 4, width_ratios=[1, 1, 1.3, 1.15])
     plot_image(first, onset, "onset"); plot_image(second, apex, "apex")
     plot_displacement(third, displacement, maximum=maximum)
     plot_boxes(fourth, onset, boxes, np.atleast_2d(to_array(weights)).mean(0), title="share of each region")
