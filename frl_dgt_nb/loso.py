@@ -45,7 +45,7 @@ def run_settings(
     seed:int, # of the run
 )->dict: # as JSON reads it back
     "All that the numbers of a run depend on"
-    data = {name: store.settings[name] for name in ("size", "content")} | {"clips": len(store), "subjects": int(store.index.subject_id.nunique())}
+    data = {name: value for name, value in store.settings.items() if name != "root"} | {"with_face": len(store)}
     return json.loads(json.dumps({"seed": seed, "model": asdict(model_config), "train": asdict(train_config), "data": data}))
 
 # %% ../nbs/33_loso.ipynb #330004
@@ -114,7 +114,7 @@ def load_fold(out:str|Path, subject_id:str)->dict|None: # as save_fold wrote it;
 
 # %% ../nbs/33_loso.ipynb #330010
 @lru_cache(maxsize=1)
-def shared_frames(store_path:Path, content:str, device:str)->torch.Tensor:
+def shared_frames(store_path:Path, settings:str, device:str)->torch.Tensor:
     "The store's frames on the device, once a process"
     return load_frames(FaceStore(store_path), device)
 
@@ -129,7 +129,7 @@ def run_fold(
     progress:bool, # bar over epochs
 )->str: # subject_id
     "Train one fold and store it: the unit of work, in this process or another"
-    frames = shared_frames(store.path, store.settings["content"], device)
+    frames = shared_frames(store.path, str(store.settings), device)
     logs = out / "logs" / fold_path(out, subject_id, "").name
     shutil.rmtree(logs, ignore_errors=True)  # of an attempt that was stopped
     result = train_fold(store, subject_id, model_config, train_config, seed, device, logs, progress, frames)
