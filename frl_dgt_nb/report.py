@@ -6,10 +6,9 @@
 __all__ = ['PARTS', 'read_run', 'typical_clip', 'explain', 'explain_classes', 'evidence_figures', 'class_rows', 'subject_rows',
            'curve_figure', 'as_data', 'excluded_rows', 'page_content', 'write_report']
 
-# %% ../nbs/41_report.ipynb #5a165638
+# %% ../nbs/41_report.ipynb #ead2c204
 import json
 from base64 import b64encode
-from io import BytesIO
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -21,7 +20,7 @@ from .clips import class_names
 from .loso import fold_path, load_fold
 from .metrics import uf1
 from .model import FRLDGT, load_model
-from .plots import flow_maximum, plot_confusion, plot_curves, plot_evidence
+from .plots import figure_png, flow_maximum, plot_confusion, plot_curves, plot_evidence
 from .regions import au_boxes
 from .store import FaceStore, write_atomic
 from .warp import to_motion
@@ -109,12 +108,10 @@ def curve_figure(table:pd.DataFrame, folds:list[dict], classes:int=3)->Figure:
     third.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return figure
 
-# %% ../nbs/41_report.ipynb #ccadda1c
-def as_data(figure:Figure, dpi:int=110)->str:
+# %% ../nbs/41_report.ipynb #a2b9a059
+def as_data(figure:Figure, dpi:int=120)->str:
     "A picture as the `src` of an image: PNG inside the page."
-    buffer = BytesIO()
-    figure.savefig(buffer, dpi=dpi, format="png")
-    return "data:image/png;base64," + b64encode(buffer.getvalue()).decode()
+    return "data:image/png;base64," + b64encode(figure_png(figure, dpi, bits=6)).decode()
 
 PARTS = {} # templates by name
 

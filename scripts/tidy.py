@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK_BYTES, MODULE_LINES, SAMPLE_BYTES = 300_000, 250, 12_000_000
 HERE = {str(ROOT), str(ROOT.parent) + "/", str(Path.home()) + "/", tempfile.gettempdir() + "/", sys.prefix} - {"/", "//"}
 UNLISTED = {"dlib": "dlib-bin"} # whose metadata names no top-level package
+DISTRIBUTIONS = packages_distributions()
 PATHS = re.compile("|".join(map(re.escape, sorted(HERE))) + r"|/(?:home|root|Users|tmp|mnt|opt)/\w|[A-Z]:\\\\+Users")
 
 
@@ -34,15 +35,15 @@ def imports(path: Path) -> list[tuple[int, str]]:
 
 
 def module_faults(path: Path, order: dict[str, int], allowed: set[str]) -> list[str]:
-    "Too long, importing a higher number, using a package that settings.ini doesn't require."
+    "Too long, importing what comes later, using a package that settings.ini doesn't require."
     lines, faults = len(path.read_text(encoding="utf-8").splitlines()), []
     if lines >= MODULE_LINES: faults.append(f"{lines} lines, fewer than {MODULE_LINES} wanted")
     for level, name in imports(path):
         top, _, inner = name.partition(".")
         own = name if level else inner if top == "frl_dgt_nb" else None
         if own is not None:
-            if order.get(own.split(".")[0], -1) >= order[path.stem]: faults.append(f"imports {own}, which has no lower number")
-        elif top not in sys.stdlib_module_names and not {plain(dist) for dist in packages_distributions().get(top, [UNLISTED.get(top, top)])} & allowed:
+            if order.get(own.split(".")[0], -1) >= order[path.stem]: faults.append(f"imports {own}, which comes later")
+        elif top not in sys.stdlib_module_names and not {plain(dist) for dist in DISTRIBUTIONS.get(top, [UNLISTED.get(top, top)])} & allowed:
             faults.append(f"imports {top}, which settings.ini doesn't require")
     return faults
 
@@ -62,7 +63,7 @@ def plain(name: str) -> str:
 
 def main() -> int:
     notebooks, modules = sorted((ROOT / "nbs").glob("*.ipynb")), sorted((ROOT / "frl_dgt_nb").glob("[!_]*.py"))
-    order = {path.stem[3:]: int(path.stem[:2]) for path in notebooks if re.match(r"\d\d_", path.stem)}
+    order = {path.stem[3:]: place for place, path in enumerate(notebooks) if re.match(r"\d\d_", path.stem)} # parts of one number: by name
     faults = [f"{path.name}: {fault}" for path in notebooks for fault in notebook_faults(path)]
     faults += [f"{path.name}: no notebook of that name" for path in modules if path.stem not in order]
     faults += [f"{path.name}: {fault}" for path in modules if path.stem in order for fault in module_faults(path, order, required())]
