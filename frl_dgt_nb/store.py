@@ -10,7 +10,7 @@ __all__ = ['VERSION', 'settings_of', 'check_settings', 'write_atomic', 'clip_ind
 # %% ../nbs/04_store.ipynb #c002
 import hashlib, json, logging, multiprocessing, os, shutil, threading, zlib
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import cv2
@@ -39,7 +39,6 @@ def check_settings(out:Path, wanted:dict) -> None:
     if changed := [f"{key}: {stored.get(key)} there, {wanted[key]} wanted" for key in wanted if stored.get(key) != wanted[key]]:
         raise ValueError(f"{out} holds a store of other settings ({'; '.join(changed)}); choose another folder, or pass overwrite=True to make it anew")
 
-# %% ../nbs/04_store.ipynb #c006
 def write_atomic(path:Path, data:bytes) -> None:
     "Write a file so that it is there whole or not at all."
     part = path.with_name(path.name + ".part")
@@ -49,7 +48,7 @@ def write_atomic(path:Path, data:bytes) -> None:
         os.fsync(file.fileno())
     os.replace(part, path)
 
-# %% ../nbs/04_store.ipynb #c008
+# %% ../nbs/04_store.ipynb #c006
 def clip_index(clips:list[Clip]) -> pd.DataFrame: # a row a clip
     "The index of a store before any face is found. onset, apex, offset are positions in the clip; `start` is its first row in the array."
     index = pd.DataFrame([{
@@ -58,7 +57,7 @@ def clip_index(clips:list[Clip]) -> pd.DataFrame: # a row a clip
         "onset": c.onset_index, "apex": c.apex_index, "offset": c.offset_index} for c in clips])
     return index.assign(start=index["n_frames"].cumsum() - index["n_frames"])
 
-# %% ../nbs/04_store.ipynb #c011
+# %% ../nbs/04_store.ipynb #c009
 def aligned_frames(clip:Clip, size:int, registered:bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "The frames (T,size,size,3) of a clip, its landmarks (68,2) in aligned pixels and its transform (2,3)."
     source = clip.frames[clip.onset_index]
@@ -83,15 +82,14 @@ def align_clip(clip:Clip, size:int, registered:bool, array:Path, start:int) -> d
     np.load(array, mmap_mode="r+")[start:start + len(frames)] = frames
     return {"clip": clip.clip_id, "crc": zlib.crc32(frames), "landmarks": landmarks.ravel().tolist(), "transform": transform.ravel().tolist()}
 
-# %% ../nbs/04_store.ipynb #c014
+# %% ../nbs/04_store.ipynb #c012
 def start_worker() -> None:
     "In each worker: one OpenCV thread, and an end when the parent has gone, killed or not."
     cv2.setNumThreads(1)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 def default_workers(n_clips:int) -> int:
-    "One worker a core, but none for every 24 clips or fewer: starting it would take longer than they do."
+    "A worker a core, but one for 24 clips at most: starting it takes as long as they do."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, n_clips // 24))
 
@@ -104,20 +102,23 @@ def in_parallel(jobs:list[tuple], workers:int) -> Iterator[dict]:
         futures = [pool.submit(align_clip, *job) for job in jobs]
         try:
             yield from (future.result() for future in as_completed(futures))
+        except BrokenExecutor as error:
+            raise RuntimeError('a worker died; a script that calls prepare needs `if __name__ == "__main__":`, or workers=1') from error
         finally:
             pool.shutdown(cancel_futures=True) # after an interrupt: don't begin the rest
 
-# %% ../nbs/04_store.ipynb #c016
+# %% ../nbs/04_store.ipynb #c014
 def read_journal(out:Path, index:pd.DataFrame) -> dict[str, dict]: # clip_id -> what is remembered of it
     "What an interrupted run has finished: the whole lines of its journal whose rows are as they were written."
     frames, rows, done = np.load(out / "frames.npy", mmap_mode="r"), index.set_index("clip_id"), {}
-    for line in (out / "journal.jsonl").read_text().splitlines() if (out / "journal.jsonl").is_file() else ():
+    (out / "journal.jsonl").touch()
+    for line in (out / "journal.jsonl").read_text().splitlines():
         try:
             entry = json.loads(line)
         except ValueError: # torn
             continue
         start, n = rows.loc[entry["clip"], ["start", "n_frames"]]
-        if "reason" not in entry and zlib.crc32(frames[start:start + n]) == entry["crc"]:
+        if "crc" in entry and zlib.crc32(frames[start:start + n]) == entry["crc"]:
             done[entry["clip"]] = entry
     return done
 
@@ -131,7 +132,6 @@ def open_array(out:Path, shape:tuple[int, ...]) -> Path:
         os.replace(out / "frames.npy.part", path)
     return path
 
-# %% ../nbs/04_store.ipynb #c018
 def fill(out:Path, clips:list[Clip], settings:dict, workers:int|None, progress:bool) -> None:
     "Align all clips that the journal doesn't have yet, then finish."
     index, size = clip_index(clips), settings["size"]
@@ -161,10 +161,9 @@ def finish(out:Path, index:pd.DataFrame, done:dict[str, dict]) -> None:
     write_atomic(out / "index.parquet", found.to_parquet(index=False))
     (out / "journal.jsonl").unlink()
 
-# %% ../nbs/04_store.ipynb #c020
+# %% ../nbs/04_store.ipynb #c016
 class FaceStore:
     "A finished store: `index` has a row a clip, `frames` (N,size,size,3) uint8 are memory-mapped, `landmarks` are (clips,68,2)."
-
     def __init__(self, path:str|Path): # folder that `prepare` has filled
         self.path = Path(path)
         if not (self.path / "index.parquet").is_file():
@@ -181,7 +180,6 @@ class FaceStore:
         self.excluded = [Exclusion(*e) for name in ("excluded", "lost") for e in json.loads((self.path / f"{name}.json").read_text())]
 
     def __len__(self) -> int: return len(self.index)
-
     def __reduce__(self): return FaceStore, (self.path,)
 
     def clip(self, i:int) -> np.ndarray: # (T,size,size,3) uint8
@@ -200,16 +198,14 @@ class FaceStore:
         if not self.settings["root"] or not path.is_file():
             return None
         with np.load(path) as data:
-            step = int(data["step"]) if "step" in data else 4
-            return align_displacement(data["displacement"], row["transform"], self.settings["size"], step)
+            return align_displacement(data["displacement"], row["transform"], self.settings["size"], int(data["step"]) if "step" in data else 4)
 
-# %% ../nbs/04_store.ipynb #c022
+# %% ../nbs/04_store.ipynb #c018
 def check_clips(clips:list[Clip], size:int) -> None:
     "`ValueError` unless there are clips, all different, and a sensible size."
     names = pd.Series([clip.clip_id for clip in clips], dtype=object)
-    if names.empty or names.duplicated().any():
-        problem = f"twice: {', '.join(names[names.duplicated()])}" if len(names) else "none"
-        raise ValueError(f"a store needs clips that differ in clip_id, got {problem}")
+    if names.empty or not names.is_unique:
+        raise ValueError(f"a store needs clips, each once; got {len(names)}, more than once: {', '.join(names[names.duplicated()]) or 'none'}")
     if not isinstance(size, int) or size < 16:
         raise ValueError(f"size is {size!r}, wanted a whole number of pixels from 16 on")
 
@@ -246,8 +242,8 @@ def prepare(
             check_settings(out, settings)
         else:
             write_atomic(out / "settings.json", json.dumps(settings, indent=1).encode())
-        before = [*(database.excluded if known else ()), *excluded]
-        write_atomic(out / "excluded.json", json.dumps([[e.clip_id, e.reason] for e in before], indent=1).encode())
+        before = [[e.clip_id, e.reason] for e in (*(database.excluded if known else ()), *excluded)]
+        write_atomic(out / "excluded.json", json.dumps(before, indent=1).encode())
         if not (out / "index.parquet").is_file():
             fill(out, clips, settings, workers, progress)
     return FaceStore(out)
