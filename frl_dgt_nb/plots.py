@@ -22,12 +22,14 @@ from numpy.typing import ArrayLike
 from .clips import CLASSES
 from .regions import REGION_NAMES
 
-# %% ../nbs/40_plots.ipynb #f4334475
+# %% ../nbs/40_plots.ipynb #c050553a
 def to_array(
     values:ArrayLike, # tensor of any device, array or list
 )->np.ndarray:
     "`values` as an array on the CPU, without its gradient."
-    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+    if not hasattr(values, "detach"): return np.asarray(values)
+    values = values.detach().cpu()
+    return (values.float() if "bfloat16" in str(values.dtype) else values).numpy() # numpy has no bfloat16
 
 def to_image(
     image:ArrayLike, # (H,W,3) or (3,H,W), uint8 or float in [0,1]
