@@ -79,6 +79,13 @@ def test_after_with_one_token_is_its_value():
     torch.testing.assert_close(fused, layer.qkv(tokens[:, 0])[:, 32:])
 
 
+def test_after_is_pytorchs_attention_then_lin():
+    layer, tokens = randomized(FusionAfter(16, 2, 5)), torch.randn(3, 5, 16)
+    q, k, v = (x.unflatten(-1, (2, 8)).transpose(1, 2) for x in layer.qkv(tokens).chunk(3, -1))
+    attended = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(layer(tokens)[0], torch.stack([layer.mix[k] @ attended[:, k] for k in range(2)], 1).flatten(1))
+
+
 def test_evaluation_ignores_the_company():
     layer, tokens = FusionBefore(32, 4, 9), torch.randn(6, 9, 32)
     for _ in range(3): layer(torch.randn(8, 9, 32))

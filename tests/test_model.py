@@ -1,0 +1,177 @@
+from dataclasses import asdict, fields, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from frl_dgt_nb.model import FRLDGT, PRESETS, ModelConfig, Output, load_model, parameter_table, read_config, save_weights
+
+SMALL = ModelConfig(crop_size=10, patch=5, dim=16, heads=2, depth=1, full_size=15, dgm_size=16, dgm_width=4, dgm_depth=2, dropout=0.)
+
+
+def make(config=SMALL, seed=0, moving=True):
+    "A small model whose displacement isn't zero."
+    torch.manual_seed(seed)
+    model = FRLDGT(config)
+    if moving:
+        with torch.no_grad(): model.dgm.head.weight.normal_(std=.02)
+    return model
+
+
+def batch(size=4, side=32, regions=9, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    onset, apex = torch.rand(2, size, 3, side, side, generator=generator)
+    low = torch.rand(size, regions, 2, generator=generator) * side / 2
+    return onset, apex, torch.cat([low, low + side / 3], -1)
+
+
+@pytest.mark.parametrize("fusion", ["before", "after"])
+@pytest.mark.parametrize("sees", [("onset", "apex", "displacement"), ("displacement",), ("onset", "apex"), ("apex",)])
+def test_shapes_and_gradients(fusion, sees):
+    model = make(replace(SMALL, fusion=fusion, sees=sees, gradient_scale=1.))
+    output = model(*batch(3))
+    assert isinstance(output, Output)
+    shapes = dict(logits=(3, 3), displacement=(3, 2, 32, 32), local_weights=(3, 9, 2, 4), global_weights=(3, 2, 9), full_weights=(3, 2, 9), features=(3, 32))
+    assert {name: tuple(value.shape) for name, value in output._asdict().items()} == shapes
+    F.cross_entropy(output.logits, torch.tensor([0, 1, 2])).backward()
+    reached = {name: any(p.grad is not None and p.grad.any() for p in part.parameters()) for name, part in model.named_children()}
+    assert reached.pop("dgm") == ("displacement" in sees)
+    assert all(reached.values())
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.])
+def test_gradient_into_the_displacement_module_is_scaled(scale):
+    grads = []
+    for s in (1., scale):
+        model = make(replace(SMALL, gradient_scale=s)).double()
+        onset, apex, boxes = (x.double() for x in batch())
+        F.cross_entropy(model(onset, apex, boxes).logits, torch.tensor([0, 1, 2, 0])).backward()
+        grads.append({name: p.grad for name, p in model.named_parameters()})
+    for name, unscaled in grads[0].items():
+        torch.testing.assert_close(grads[1][name], unscaled * scale if name.startswith("dgm.") else unscaled, rtol=1e-9, atol=1e-18)
+    assert grads[0]["dgm.head.weight"].abs().max() > 1e-6
+
+
+def test_own_loss_is_not_scaled():
+    grads = []
+    for scale in (1., 1e-6):
+        model = make(replace(SMALL, gradient_scale=scale))
+        model(*batch()).displacement.square().sum().backward()
+        grads.append(model.dgm.head.weight.grad)
+    assert torch.equal(*grads) and grads[0].any()
+
+
+def test_evaluation_ignores_the_company():
+    model = make()
+    for seed in range(3): model(*batch(seed=seed))
+    onset, apex, boxes = batch(5)
+    together = model(onset, apex, boxes).logits[2:3]
+    assert (together - model(onset[2:3], apex[2:3], boxes[2:3]).logits).abs().max() > 1e-4      # training: it matters
+    model.eval()
+    whole, alone = model(onset, apex, boxes), model(onset[2:3], apex[2:3], boxes[2:3])
+    for a, b in zip(whole, alone): torch.testing.assert_close(a[2:3], b, atol=1e-5, rtol=1e-4)
+    assert torch.equal(model(onset, apex, boxes).logits, whole.logits)
+
+
+def test_seed_fixes_the_start():
+    first, second, other = (make(seed=s, moving=False).state_dict() for s in (3, 3, 4))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["classifier.0.weight"], other["classifier.0.weight"])
+
+
+def test_given_displacement_replaces_the_module():
+    model, (onset, apex, boxes) = make().eval(), batch()
+    model.dgm.forward = None                                           # must not be called
+    given = torch.randn(4, 2, 32, 32) * .01
+    output = model(onset, apex, boxes, displacement=given)
+    assert output.displacement is given
+    model = make(replace(SMALL, normalize=False)).eval()
+    assert (model(onset, apex, boxes, displacement=given).logits - model(onset, apex, boxes, displacement=2*given).logits).abs().max() > 1e-7
+    model = make().eval()                                              # normalised: size doesn't matter
+    torch.testing.assert_close(model(onset, apex, boxes, displacement=given).logits, model(onset, apex, boxes, displacement=2*given).logits)
+
+
+def test_displacement_keeps_its_units_when_resampled():
+    class Constant(nn.Module):
+        def forward(self, onset, apex):
+            assert onset.shape[-2:] == (16, 16)
+            return onset.new_tensor([.03, -.01]).view(1, 2, 1, 1).expand(len(onset), 2, 16, 16)
+    model = make()
+    model.dgm = Constant()
+    field = model.displace(*batch()[:2])
+    assert field.shape == (4, 2, 32, 32)
+    torch.testing.assert_close(field, torch.tensor([.03, -.01]).view(1, 2, 1, 1).expand_as(field))
+
+
+def test_what_is_not_seen_does_not_matter():
+    model, (onset, apex, boxes) = make(replace(SMALL, sees=("displacement",))).eval(), batch()
+    given = torch.randn(4, 2, 32, 32)
+    assert torch.equal(model(onset, apex, boxes, given).logits, model(1 - onset, apex**2, boxes, given).logits)
+
+
+def test_paper_preset_is_the_papers():
+    c = PRESETS["paper"]
+    assert c == ModelConfig()
+    assert (c.classes, c.regions, c.crop_size, c.patch, c.dim, c.heads, c.alpha, c.gradient_scale) == (3, 9, 90, 18, 256, 8, .2, 1e-6)
+    assert (c.crop_size // c.patch)**2 == 25 and c.channels == 8
+
+
+def test_parameter_table_adds_up():
+    model = make()
+    table = parameter_table(model)
+    assert table.parameters["all"] == sum(p.numel() for p in model.parameters()) == table.parameters.drop("all").sum()
+    assert set(table.index) == {name for name, _ in model.named_children()} | {"all"}
+
+
+@pytest.mark.parametrize("settings", [
+    dict(patch=7), dict(full_size=16), dict(heads=3), dict(fusion="during"), dict(dropout=1.), dict(dropout=-.1), dict(dim=0), dict(regions=0), dict(dgm_size=18),
+    dict(sees=()), dict(sees="apex"), dict(sees=("apex", "apex")), dict(sees=("offset",))])
+def test_bad_settings(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))): replace(SMALL, **settings)
+
+
+def test_config_is_frozen():
+    with pytest.raises(AttributeError): SMALL.dim = 3
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda o, a, b: (o[:, :2], a, b), lambda o, a, b: (o[0], a, b), lambda o, a, b: (o, a[:2], b), lambda o, a, b: (o, a[..., :30], b),
+    lambda o, a, b: (o, a, b[:, :8]), lambda o, a, b: (o, a, b[0]), lambda o, a, b: (o, a, b, torch.zeros(4, 3, 32, 32)), lambda o, a, b: ((o*255).byte(), a, b)])
+def test_bad_batch(wrong):
+    with pytest.raises(ValueError, match="wanted"): make()(*wrong(*batch()))
+
+
+def test_save_and_load(tmp_path):
+    model = make(replace(SMALL, sees=("displacement", "apex"), classes=5))
+    for seed in range(2): model(*batch(seed=seed))                     # running statistics, too
+    path = save_weights(model, tmp_path / "m.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]   # nothing left beside it
+    again = load_model(str(path))
+    assert again.config == model.config == read_config(path) and isinstance(again.config.sees, tuple) and not again.training
+    for name, value in model.state_dict().items(): assert torch.equal(value, again.state_dict()[name]), name
+    assert torch.equal(again(*batch()).logits, model.eval()(*batch()).logits)
+
+
+def test_bad_files(tmp_path):
+    good = save_weights(make(), tmp_path / "good.safetensors")
+    (tmp_path / "text").write_text("no weights")
+    save_file({"a": torch.zeros(2)}, tmp_path / "foreign")
+    with pytest.raises(ValueError, match="there is no weights file"): load_model(tmp_path / "nowhere")
+    for name in ("text", "foreign", "."):
+        with pytest.raises(ValueError, match="no weights file of FRL-DGT"): load_model(tmp_path / name)
+    import json
+    config = asdict(SMALL)
+    for settings, message in (({**config, "colour": 1}, "colour"), ({**config, "dim": 32}, "don't fit"), ({**config, "heads": 3}, "heads")):
+        save_file(load_file(good), tmp_path / "edited", metadata={"frl_dgt_config": json.dumps(settings)})
+        with pytest.raises(ValueError, match=message): load_model(tmp_path / "edited")
+
+
+def test_every_setting_says_where_it_comes_from():
+    import inspect
+    source = inspect.getsource(ModelConfig)
+    for field in fields(ModelConfig):
+        line = next(line for line in source.splitlines() if line.strip().startswith(f"{field.name}:"))
+        comment = line.split("#", 1)[1]
+        assert "Guess" in comment or any(c.isdigit() for c in comment), line
