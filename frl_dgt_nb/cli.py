@@ -177,20 +177,19 @@ def make_parser()->ArgumentParser:
         commands.add_subcommand(name, sub, help=about)
     return parser
 
-# %% ../nbs/42_cli.ipynb #900917d1
+# %% ../nbs/42_cli.ipynb #1644cbd1
 IN_PLAIN_WORDS = {
     rf"\b(?:{'|'.join(COMMANDS)})\.(onset|apex)": r"\1", rf"\b(?:{'|'.join(COMMANDS)})\.(\w+)": r"--\1", r'Parser key "(\w+)":': r"--\1:",
     r"a typing\.Literal": "one of ", "Not of type PositiveInt": "want a whole number above 0", "Not of type NonNegativeInt": "want a whole number, 0 or more",
-    'expected "subcommand" to be': "want a command,", "argument subcommand": "command"}
+    'expected "subcommand" to be': "want a command,", "argument subcommand": "command", "pass overwrite=True": "use frl-dgt prepare --overwrite"}
 
 def one_line(
     error:Exception,
 )->str:
     "What went wrong in one line, flags called as they are typed."
     text = " ".join(str(error).split())
-    if not isinstance(error, ArgumentError): return text
     for pattern, words in IN_PLAIN_WORDS.items(): text = re.sub(pattern, words, text)
-    return text.rstrip(".") + "; see frl-dgt --help, or frl-dgt COMMAND --help"
+    return text.rstrip(".") + ("; see frl-dgt --help, or frl-dgt COMMAND --help" if isinstance(error, ArgumentError) else "")
 
 # %% ../nbs/42_cli.ipynb #db986b3a
 def main(
