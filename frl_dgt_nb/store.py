@@ -88,10 +88,10 @@ def start_worker() -> None:
     cv2.setNumThreads(1)
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
-def default_workers(n_clips:int) -> int:
-    "A worker a core, but one for 24 clips at most: starting it takes as long as they do."
+def default_workers(n_frames:int) -> int:
+    "A worker a core, but no more than one for 500 frames: starting it costs as much as some 150 of them."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, n_clips // 24))
+    return max(1, min(cores, n_frames // 500))
 
 def in_parallel(jobs:list[tuple], workers:int) -> Iterator[dict]:
     "The results of `align_clip` as they come; in this process if there is one worker."
@@ -141,7 +141,7 @@ def fill(out:Path, clips:list[Clip], settings:dict, workers:int|None, progress:b
     jobs = [(clip, size, settings["register"], array, int(start)) for clip, start in zip(clips, index["start"]) if clip.clip_id not in done]
     bar = tqdm(total=len(clips), initial=len(done), desc="aligning clips", unit="clip", disable=not progress)
     with open(out / "journal.jsonl", "a") as journal, bar:
-        for entry in in_parallel(jobs, default_workers(len(jobs)) if workers is None else workers):
+        for entry in in_parallel(jobs, default_workers(sum(len(job[0].frames) for job in jobs)) if workers is None else workers):
             done[entry["clip"]] = entry
             journal.write(json.dumps(entry) + "\n")
             journal.flush()

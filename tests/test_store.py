@@ -243,5 +243,5 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     assert (tmp_path / "a.json").read_bytes() == b"old"
 
 
-def test_few_clips_need_no_workers():
-    assert default_workers(1) == default_workers(24) == 1 and default_workers(10**6) >= 1
+def test_few_frames_need_no_workers():
+    assert default_workers(0) == default_workers(500) == 1 and default_workers(10**6) >= 1
