@@ -125,15 +125,15 @@ h1 { margin: 0; font-size: 2.1rem; line-height: 1.2; } h2 { margin: 3rem 0 .6rem
 h3 { margin: 1.6rem 0 .2rem; font-size: 1.1rem; text-transform: capitalize; } p { max-width: 62rem; margin: .5rem 0; }
 .soft, figcaption { color: var(--soft); } figure { margin: .3rem 0 1rem; } img { width: 100%; height: auto; display: block; }
 .cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.6rem 0 1rem; }
-.card { flex: 1 1 9rem; padding: .9rem 1.1rem; background: var(--tint); border-top: 4px solid var(--line); }
+.card { flex: 1 1 8rem; padding: .9rem 1.1rem; background: var(--tint); border-top: 4px solid var(--line); }
 .card b { display: block; font-size: 2rem; line-height: 1.2; font-variant-numeric: tabular-nums; } .card.main { border-color: var(--accent); }
 .two { display: grid; grid-template-columns: minmax(16rem, 2fr) 3fr; gap: 2.5rem; align-items: center; }
 table { border-collapse: collapse; width: 100%; margin: .8rem 0; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: var(--soft); font-weight: 600; } th, td { padding: .32rem .7rem .32rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 .bar { display: inline-block; width: 8rem; height: .7rem; margin-right: .6rem; background: var(--line); } .bar i { display: block; height: 100%; background: var(--accent); }
 .note { padding: .8rem 1.1rem; background: #fdf5e6; border-left: 4px solid #d9902f; } code { font-size: .9em; overflow-wrap: anywhere; }
-@media (max-width: 50rem) { .two { grid-template-columns: 1fr; } }
-@media print { body { font-size: 10.5pt; padding: 0; max-width: none; } h2 { margin-top: 1.4rem; break-after: avoid; } h3 { break-after: avoid; }
+@media screen and (max-width: 50rem) { .two { grid-template-columns: 1fr; } }
+@media print { body { font-size: 10.5pt; padding: 0; max-width: none; } .card { flex-basis: 5rem; padding: .5rem .7rem; } .card b { font-size: 1.5rem; } h2 { margin-top: 1.4rem; break-after: avoid; } h3 { break-after: avoid; }
   figure, .card, .note, tr, .two { break-inside: avoid; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } @page { margin: 14mm; } }
 """
 
