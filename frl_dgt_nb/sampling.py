@@ -113,6 +113,11 @@ class FoldData:
         for name in ("start", "n_frames", "onset", "apex", "offset", "label"):
             setattr(self, name, torch.from_numpy(index[name].to_numpy("int64", copy=True)))
 
+    @property
+    def steps(self)->int:
+        "Batches in an epoch; none is a single clip, even at a batch size of two"
+        return min(math.ceil(len(self.train) / self.batch_size), len(self.train) // 2)
+
     def gather(self,
         clips:Tensor, # (B,) rows of store.index
         first:Tensor, # (B,) position of the first frame in its clip
@@ -141,7 +146,7 @@ class FoldData:
     )->Iterator[Batch]:
         "One epoch of labelled onset-apex pairs of the training subjects, in batches as equal as can be"
         order = self.train[torch.randperm(len(self.train), generator=generator)]
-        for clips in order.tensor_split(math.ceil(len(order) / self.batch_size)):
+        for clips in order.tensor_split(self.steps):
             apex = jitter_apex(self.onset[clips], self.apex[clips], self.offset[clips], self.apex_jitter, generator)
             yield self.gather(clips, self.onset[clips], apex, self.label[clips], self.coins(len(clips), generator))
 

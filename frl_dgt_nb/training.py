@@ -137,8 +137,7 @@ class Trainer:
     ):
         self.model, self.data, self.config, self.name = model, data, config, name
         self.order, self.pairing = (fold_generator(seed, name, use) for use in ("batches", "pairs"))
-        steps = config.epochs * math.ceil(len(data.train) / config.batch_size)
-        self.optimizers, self.schedule = make_optimizers(model, config, steps)
+        self.optimizers, self.schedule = make_optimizers(model, config, config.epochs * data.steps)
         self.dtype = amp_dtype(config.amp, data.device)
         self.scaler = torch.amp.GradScaler(data.device.type, enabled=self.dtype == torch.float16)
         labels = data.label[data.train]

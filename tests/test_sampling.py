@@ -1,0 +1,155 @@
+"""What is in the batches, read from the batches."""
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_store import toy_store
+
+from frl_dgt_nb import training
+from frl_dgt_nb.model import ModelConfig
+from frl_dgt_nb.regions import au_boxes
+from frl_dgt_nb.sampling import FoldData, draw_pairs, fold_generator, fold_seed, jitter_apex, load_frames
+from frl_dgt_nb.training import TrainConfig, train_fold
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory): return toy_store(tmp_path_factory.mktemp("toy") / "store")
+
+
+def test_no_test_frame_in_a_whole_training(store, monkeypatch):
+    "Every batch that a training makes goes through `gather`; those made in training mode are read there"
+    seen, testing = [], []
+    gather, predict = FoldData.gather, training.predict_test
+    def read(self, *args, **kwargs):
+        batch = gather(self, *args, **kwargs)
+        if not testing: seen.append((batch.clips.clone(), batch.rows.clone(), batch.onset.clone(), batch.apex.clone()))
+        return batch
+    def test(*args):
+        testing.append(1)
+        try: return predict(*args)
+        finally: testing.pop()
+    monkeypatch.setattr(FoldData, "gather", read)
+    monkeypatch.setattr(training, "predict_test", test)
+    small = ModelConfig(crop_size=4, patch=2, dim=4, heads=1, depth=1, full_size=4, dgm_size=8, dgm_width=1, dgm_depth=1)
+    owner = np.repeat(store.index.subject_id, store.index.n_frames).to_numpy()
+    for subject in ("toy/01", "play/01"):
+        seen.clear()
+        train_fold(store, subject, small, TrainConfig(epochs=4, batch_size=4, pairs=30, apex_jitter=3, mirror=True), device="cpu", progress=False)
+        clips, rows = torch.cat([s[0] for s in seen]), torch.cat([s[1] for s in seen])
+        assert len(seen) == 4 * 3 * 2  # labelled and random pairs of each step
+        assert (store.index.subject_id.to_numpy()[clips] != subject).all() and (owner[rows] != subject).all()
+        assert set(owner[rows].ravel()) == set(owner) - {subject}
+        for _, where, onset, apex in seen:  # and the rows tell the truth about the pictures
+            for frames, row in ((onset, where[:, 0]), (apex, where[:, 1])):
+                real = load_frames(store)[row].permute(0, 3, 1, 2).float() / 255
+                same = (frames == real).flatten(1).all(1) | (frames == real.flip(-1)).flatten(1).all(1)
+                assert same.all()
+
+
+def test_an_epoch_is_every_training_clip_once(store):
+    for batch_size in (2, 3, 4, 8, 32):
+        data = FoldData(store, "toy/01", batch_size)
+        batches = list(data.batches(fold_generator(0)))
+        sizes = [len(batch.labels) for batch in batches]
+        assert sorted(torch.cat([batch.clips for batch in batches]).tolist()) == data.train.tolist()
+        assert max(sizes) - min(sizes) <= 1 and max(sizes) <= max(batch_size, 3) and min(sizes) > 1 and len(sizes) == data.steps
+        for batch in batches:
+            index = store.index.iloc[batch.clips]
+            assert batch.labels.tolist() == index.label.tolist()
+            assert (batch.rows[:, 0].numpy() == index.start + index.onset).all()
+
+
+def test_test_batches_are_plain(store):
+    data = FoldData(store, "play/02", batch_size=2, apex_jitter=4, mirror=True)
+    batches = list(data.test_batches())
+    assert torch.cat([batch.clips for batch in batches]).tolist() == data.test.tolist()
+    index = store.index.iloc[data.test]
+    assert index.subject_id.unique().tolist() == ["play/02"]  # and not toy/02
+    rows = torch.cat([batch.rows for batch in batches]).numpy()
+    assert (rows.T == [index.start + index.onset, index.start + index.apex]).all()
+    assert torch.equal(torch.cat([batch.boxes for batch in batches]), au_boxes(torch.from_numpy(store.landmarks), 32)[data.test])
+
+
+def test_mirrored_samples_have_mirrored_boxes(store):
+    data = FoldData(store, "toy/01", mirror=True)
+    clips, zero = data.train, torch.zeros_like(data.train)
+    plain = data.gather(clips, zero, zero + 1, zero)
+    mixed = data.gather(clips, zero, zero + 1, zero, torch.arange(len(clips)) % 2 == 0)
+    assert torch.equal(mixed.onset[1::2], plain.onset[1::2]) and torch.equal(mixed.boxes[1::2], plain.boxes[1::2])
+    assert torch.equal(mixed.onset[::2], plain.onset[::2].flip(-1)) and torch.equal(mixed.apex[::2], plain.apex[::2].flip(-1))
+    left, right = plain.boxes[::2, 0], mixed.boxes[::2, 1]  # 1L of the face is 1R of its mirror image
+    assert torch.allclose(right[:, [0, 2]], 31 - left[:, [2, 0]]) and torch.equal(right[:, [1, 3]], left[:, [1, 3]])
+    assert FoldData(store, "toy/01").coins(5, fold_generator(0)) is None
+
+
+def test_pairs_do_not_change_the_labelled_batches(store):
+    def rows(pairs):
+        data, order, pairing = FoldData(store, "toy/01", 4), fold_generator(3, "toy/01", "batches"), fold_generator(3, "toy/01", "pairs")
+        seen = []
+        for batch in data.batches(order):
+            seen.append(batch.rows)
+            if pairs: data.random_pairs(pairs, pairing)
+        return torch.cat(seen)
+    assert torch.equal(rows(0), rows(7))
+
+
+clip = st.tuples(st.integers(0, 20), st.integers(1, 20), st.integers(0, 20)).map(lambda t: (t[0], t[0] + t[1], t[0] + t[1] + t[2]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(clip, min_size=1, max_size=20), st.integers(0, 9), st.integers(0, 99))
+def test_jitter_stays_between_onset_and_offset(clips, reach, seed):
+    onset, apex, offset = torch.tensor(clips).T
+    drawn = jitter_apex(onset, apex, offset, reach, fold_generator(seed))
+    assert (drawn > onset).all() and (drawn <= offset).all() and ((drawn - apex).abs() <= reach).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(2, 300), min_size=1, max_size=50), st.integers(0, 99))
+def test_pairs_are_two_frames_of_the_clip(lengths, seed):
+    lengths = torch.tensor(lengths)
+    first, second = draw_pairs(lengths, fold_generator(seed))
+    for drawn in (first, second): assert (drawn >= 0).all() and (drawn < lengths).all()
+    assert (first != second).all()
+
+
+def test_every_ordered_pair_is_drawn():
+    first, second = draw_pairs(torch.full((2000,), 4), fold_generator(0))
+    counts = torch.bincount(first * 4 + second, minlength=16).view(4, 4)
+    assert (counts.diagonal() == 0).all() and (counts + torch.eye(4, dtype=torch.long) * 167 > 110).all()
+
+
+def test_seeds_are_the_same_in_every_process():
+    code = "from frl_dgt_nb.sampling import fold_seed; print(fold_seed(0, 'casme2/01'))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
+    assert int(told.stdout) == fold_seed(0, "casme2/01") == 169037769161396842
+    assert len({fold_seed(1, "a", "b"), fold_seed(1, "ab"), fold_seed(11, "ab"), fold_seed(1, "a")}) == 4
+
+
+def test_frames_are_not_copied_and_not_written(store):
+    frames = load_frames(store)
+    assert frames.dtype == torch.uint8 and frames.data_ptr() == store.frames.ctypes.data
+    before = np.array(store.frames)
+    batch = FoldData(store, "toy/01", frames=frames).random_pairs(4, fold_generator(0))
+    batch.onset.zero_()
+    assert (store.frames == before).all() and batch.apex.dtype == torch.float32 and 0 <= batch.apex.min() <= batch.apex.max() <= 1
+
+
+def test_own_boxes(store):
+    boxes = torch.rand(len(store), 9, 4)
+    batch = next(FoldData(store, "toy/01", boxes=boxes).batches(fold_generator(0)))
+    assert torch.equal(batch.boxes, boxes[batch.clips])
+
+
+def test_bad_input(store, tmp_path):
+    with pytest.raises(ValueError, match="no subject '01' in the store; it has 4: toy/01, play/01"): FoldData(store, "01")
+    with pytest.raises(ValueError, match="batch_size 1"): FoldData(store, "toy/01", batch_size=1)
+    alone = toy_store(tmp_path / "alone", subjects=1)
+    with pytest.raises(ValueError, match="0 clips are left"): FoldData(alone, "toy/01")
