@@ -1,5 +1,6 @@
 """The store: parallel equals serial, kill and resume, two processes at once, other settings, files gone bad."""
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -133,12 +134,15 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     children = [pid for pid, parent in parent_of().items() if parent == process.pid]
     assert children
     process.kill()
-    process.communicate()
+    process.wait() # not for the end of its pipes, which workers that stay would hold open
     gone = lambda pid: not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
     end = time.monotonic() + 10
     while time.monotonic() < end and not all(gone(pid) for pid in children):
         time.sleep(.05)
-    assert all(gone(pid) for pid in children)
+    left = [pid for pid in children if not gone(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
 
 
 def test_two_processes_at_once_give_one_store(store, tmp_path):
