@@ -86,21 +86,12 @@ def open_run(
         yield
 
 # %% ../nbs/33_loso.ipynb #330014
-def fold_path(
-    out:str|Path, # folder of the run
-    subject_id:str, # database/subject
-    suffix:str=".json", # or .safetensors
-)->Path:
+def fold_path(out:str|Path, subject_id:str, suffix:str=".json")->Path:
     "Where a fold is stored: folds/<database>__<subject>"
     return Path(out) / "folds" / ("__".join(quote(part, safe=" ") for part in subject_id.split("/")) + suffix)
 
 # %% ../nbs/33_loso.ipynb #330015
-def save_fold(
-    out:str|Path, # folder of the run
-    result:FoldResult, # from train_fold
-    clip_ids:list[str], # of the test clips
-    device:str, # trained on
-)->None:
+def save_fold(out:str|Path, result:FoldResult, clip_ids:list[str], device:str)->None:
     "Weights first, then the JSON that makes the fold count as finished"
     save_weights(result.model, fold_path(out, result.subject_id, ".safetensors"))
     numbers = {name: getattr(result, name).tolist() for name in ("labels", "probabilities")}
