@@ -144,6 +144,7 @@ def start_worker(threads:int)->None:
     "In each worker: its share of the cores, Ctrl-C left to the parent, an end when the parent is gone"
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())  # its own would be a semaphore, left behind by a worker that is stopped
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 

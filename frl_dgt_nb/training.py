@@ -52,7 +52,7 @@ class TrainConfig:
 # %% ../nbs/32_training.ipynb #320008
 TRAIN_PRESETS = {
     "paper": TrainConfig(),
-    "tiny": TrainConfig(epochs=20, fusion_rate=1e-3, pairs=16),
+    "tiny": TrainConfig(epochs=10, fusion_rate=1e-3, pairs=16),
 }
 
 # %% ../nbs/32_training.ipynb #320011
