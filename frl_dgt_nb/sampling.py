@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from .regions import au_boxes, mirror_boxes
@@ -54,6 +55,7 @@ class Batch(NamedTuple):
     labels:Tensor # (B,) class; -100 (ignored by cross_entropy) in a pair without a label
     clips:Tensor # (B,) rows of store.index
     rows:Tensor # (B,2) rows of store.frames
+    displacement:Tensor|None=None # (B,2,H,W) where it is known beforehand
 
 # %% ../nbs/31_sampling.ipynb #310019
 def jitter_apex(
@@ -97,6 +99,7 @@ class FoldData:
         device:str|torch.device="cpu", # where batches are wanted
         frames:Tensor|None=None, # `load_frames(store, device)`, to share it between folds
         boxes:Tensor|None=None, # (clips,9,4) instead of the AU boxes
+        displacements:Tensor|None=None, # (clips,2*apex_jitter+1,2,h,w) from the onset to the frames around the apex, known beforehand
     ):
         index = store.index
         test = torch.from_numpy((index.subject_id == test_subject).to_numpy(copy=True))
@@ -108,6 +111,7 @@ class FoldData:
                              f"batch_size {batch_size}; use more subjects, or a larger batch")
         self.train, self.test = (~test).nonzero()[:, 0], test.nonzero()[:, 0]
         self.batch_size, self.apex_jitter, self.mirror, self.device = batch_size, apex_jitter, mirror, torch.device(device)
+        self.displacements = displacements
         self.frames = load_frames(store, device) if frames is None else frames
         self.boxes = au_boxes(torch.as_tensor(store.landmarks), self.frames.shape[2]) if boxes is None else boxes
         for name in ("start", "n_frames", "onset", "apex", "offset", "label"):
@@ -128,11 +132,17 @@ class FoldData:
         "Frames by index: two gathers a batch, no loop over its samples"
         rows = self.start[clips, None] + torch.stack([first, second], 1)
         onset, apex = (self.frames[r.to(self.device)].permute(0, 3, 1, 2).contiguous().float() / 255 for r in rows.T)
-        boxes = self.boxes[clips]
+        boxes, displacement = self.boxes[clips], None
+        if self.displacements is not None:
+            known = self.displacements[clips, second - self.apex[clips] + self.apex_jitter].to(self.device)
+            displacement = F.interpolate(known, onset.shape[-2:], mode="bilinear", align_corners=False)
         if coin is not None:
             onset, apex = mirror_some(onset, coin), mirror_some(apex, coin)
             boxes = torch.where(coin[:, None, None], mirror_boxes(boxes, onset.shape[-1]), boxes)
-        return Batch(onset, apex, boxes.to(self.device), labels.to(self.device), clips, rows)
+            if displacement is not None:  # what moved left now moves right
+                sign = torch.ones(len(coin), 2, 1, 1).index_fill_(1, torch.tensor(0), -1).to(self.device)
+                displacement = torch.where(coin.to(self.device)[:, None, None, None], displacement.flip(-1) * sign, displacement)
+        return Batch(onset, apex, boxes.to(self.device), labels.to(self.device), clips, rows, displacement)
 
     def coins(self,
         count:int, # how many
@@ -159,7 +169,10 @@ class FoldData:
         first, second = draw_pairs(self.n_frames[clips], generator)
         return self.gather(clips, first, second, torch.full_like(clips, -100), self.coins(count, generator))
 
-    def test_batches(self)->Iterator[Batch]:
-        "The test subject's onset-apex pairs, in order, neither jittered nor mirrored"
+    def test_batches(self,
+        mirrored:bool=False, # all of them seen in a mirror
+    )->Iterator[Batch]:
+        "The test subject's onset-apex pairs, in order, not jittered"
         for clips in self.test.split(self.batch_size):
-            yield self.gather(clips, self.onset[clips], self.apex[clips], self.label[clips])
+            coin = torch.ones(len(clips), dtype=torch.bool) if mirrored else None
+            yield self.gather(clips, self.onset[clips], self.apex[clips], self.label[clips], coin)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAIN_PRESETS', 'TrainConfig', 'pick_device', 'amp_dtype', 'make_optimizers', 'class_weights', 'joint_loss',
-           'check_finite', 'Trainer', 'predict_test', 'FoldResult', 'scalar_log', 'train_fold']
+           'check_finite', 'Trainer', 'predict_test', 'known_displacements', 'FoldResult', 'scalar_log', 'train_fold']
 
 # %% ../nbs/32_training.ipynb #320002
 import math
@@ -12,17 +12,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.optim import Adam, Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm.auto import trange
 
 from .dgm import displacement_loss
+from .guided import SHRINK, load_guided
 from .model import FRLDGT, ModelConfig
 from .sampling import Batch, FoldData, fold_generator, fold_seed
 from .store import FaceStore
@@ -38,7 +40,7 @@ class TrainConfig:
     weight_decay:float=0. # Guess: not mentioned
     pairs:int=32 # Guess: self-supervised pairs a step; "sufficient" in section 3.1
     apex_jitter:int=1 # section 3.3: "a frame before or after the original apex"; how far is a guess
-    mirror:bool=False # not in the paper
+    mirror:bool=False # not in the paper: mirror half of the training pairs, and test on both sides of the mirror
     loss_weights:tuple[float,float,float]=(10., 1., .2) # section 3.3: reconstruction, normalization, smoothness
     class_weights:bool=False # not in the paper: weigh classes by their rarity among the training clips
     amp:str="auto" # mixed precision on a GPU: auto, bf16, fp16, off; a CPU always trains in float32
@@ -53,6 +55,7 @@ class TrainConfig:
 TRAIN_PRESETS = {
     "paper": TrainConfig(),
     "tiny": TrainConfig(epochs=10, fusion_rate=1e-3, pairs=16),
+    "best": TrainConfig(epochs=25, fusion_rate=2e-3, weight_decay=.05, pairs=0, mirror=True),
 }
 
 # %% ../nbs/32_training.ipynb #320011
@@ -83,8 +86,8 @@ def make_optimizers(
 )->tuple[list[Optimizer],CosineAnnealingLR]: # displacement module's and fusion's; the fusion's schedule
     "Adam at a constant rate for the displacement module, Adam with cosine annealing for everything else (section 3.3)"
     fusion = [weight for name, weight in model.named_parameters() if not name.startswith("dgm.")]
-    optimizers = [Adam(model.dgm.parameters(), config.dgm_rate, weight_decay=config.weight_decay),
-                  Adam(fusion, config.fusion_rate, weight_decay=config.weight_decay)]
+    optimizers = [AdamW(model.dgm.parameters(), config.dgm_rate, weight_decay=config.weight_decay),  # Adam where nothing decays
+                  AdamW(fusion, config.fusion_rate, weight_decay=config.weight_decay)]
     return optimizers, CosineAnnealingLR(optimizers[1], steps)
 
 # %% ../nbs/32_training.ipynb #320019
@@ -107,10 +110,10 @@ def joint_loss(
 )->tuple[Tensor,dict[str,Tensor]]: # total, its parts
     "Cross-entropy plus L_DGM of the labelled pairs plus L_DGM of the self-supervised ones (section 3.1)"
     with torch.autocast(batch.onset.device.type, dtype, enabled=dtype is not None):
-        output = model(batch.onset, batch.apex, batch.boxes)
+        output = model(batch.onset, batch.apex, batch.boxes, batch.displacement)
         displacement = None if pairs is None else model.displace(pairs.onset, pairs.apex)
     parts = {"classification": cross_entropy(output.logits.float(), batch.labels, class_weight)}
-    parts["labelled"], _ = displacement_loss(batch.onset, batch.apex, output.displacement.float(), loss_weights)
+    if batch.displacement is None: parts["labelled"], _ = displacement_loss(batch.onset, batch.apex, output.displacement.float(), loss_weights)
     if pairs is not None: parts["pairs"], _ = displacement_loss(pairs.onset, pairs.apex, displacement.float(), loss_weights)
     return sum(parts.values()), parts
 
@@ -172,10 +175,30 @@ def predict_test(
 )->np.ndarray: # (clips,classes) probabilities, in the order of data.test
     "Class probabilities of the test subject's clips"
     model.eval()
-    logits = [model(batch.onset, batch.apex, batch.boxes).logits for batch in data.test_batches()]
-    return torch.cat(logits).float().softmax(1).cpu().numpy()
+    sides = []
+    for mirrored in (False, True)[:1 + data.mirror]:
+        logits = [model(*batch[:3], batch.displacement).logits for batch in data.test_batches(mirrored)]
+        sides.append(torch.cat(logits).float().softmax(1))
+    return torch.stack(sides).mean(0).cpu().numpy()
 
 # %% ../nbs/32_training.ipynb #320035
+@lru_cache(maxsize=1)
+def known_displacements(
+    store_path:Path, # of a FaceStore
+    checksum:str, # of its clips
+    reach:int, # frames around the apex
+    device:torch.device,
+)->Tensor: # (clips,2*reach+1,2,H/4,W/4) on the CPU
+    "What the guided module, which is not trained any more, says of every clip: computed once a process, for all folds"
+    store, module = FaceStore(store_path), load_guided().to(device)
+    index, found = store.index, []
+    for i in range(len(store)):
+        row = index.iloc[i]
+        around = (row["apex"] + torch.arange(-reach, reach + 1)).clamp(0, row["n_frames"] - 1)
+        frames = torch.from_numpy(np.array(store.clip(i)[[row["onset"], *around]])).to(device).permute(0, 3, 1, 2).float() / 255
+        with torch.no_grad(): found.append(torch.nn.functional.avg_pool2d(module(frames[:1].expand_as(frames[1:]), frames[1:]), SHRINK).cpu())
+    return torch.stack(found)
+
 @dataclass
 class FoldResult:
     "What one fold leaves"
@@ -220,7 +243,8 @@ def train_fold(
 )->FoldResult:
     "Train on everybody else, predict the test subject's clips after each stored epoch; no choice is made by their labels"
     start, config, device = time.perf_counter(), train_config, pick_device(device)
-    data = FoldData(store, test_subject, config.batch_size, config.apex_jitter, config.mirror, device, frames)
+    known = known_displacements(store.path, store.settings["checksum"], config.apex_jitter, device) if model_config.module == "guided" else None
+    data = FoldData(store, test_subject, config.batch_size, config.apex_jitter, config.mirror, device, frames, displacements=known)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), scalar_log(log_dir) as log:
         torch.manual_seed(fold_seed(seed, test_subject, "model"))
         trainer = Trainer(FRLDGT(model_config).to(device), data, config, seed, test_subject)
