@@ -11,7 +11,7 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)  ## leave-one-subject-out on data_samples/; the report is runs/demo/report.html
-	$(BIN)/frl-dgt loso --data data_samples --database folder --preset tiny --out runs/demo --resume
+	$(BIN)/frl-dgt loso --data data_samples --database folder --preset best --workers 2 --out runs/demo --resume
 
 test: $(READY)  ## every check
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/check.sh

@@ -98,9 +98,10 @@ def curve_figure(table:pd.DataFrame, folds:list[dict], classes:int=3)->Figure:
     "Losses over the epochs, mean and range of the folds, and the pooled UF1 after every stored epoch."
     losses = {name: np.array([[epoch[name] for epoch in fold["losses"]] for fold in folds]) for name in folds[0]["losses"][0]}
     figure = Figure(figsize=(12, 2.8), layout="constrained")
-    first, second, third = figure.subplots(1, 3)
+    motion = {name: losses[name] for name in ("labelled", "pairs") if name in losses}  # none where the module came trained
+    first, *second, third = figure.subplots(1, 3 if motion else 2)
     plot_curves(first, {"classification": losses["classification"]}, "cross-entropy", "learning the classes")
-    plot_curves(second, {name: losses[name] for name in ("labelled", "pairs") if name in losses}, "displacement loss", "learning the motion")
+    for ax in second: plot_curves(ax, motion, "displacement loss", "learning the motion")
     stored = np.array(table.epoch_predictions.tolist()).T
     third.plot(folds[0]["epochs"], [uf1(table.label, each, classes) for each in stored], marker=".")
     third.axhline(1 / classes, color="tab:red", linestyle="--", linewidth=1)
