@@ -42,11 +42,11 @@ class ModelConfig:
     fusion:str = "before"        # 3.2.2; "after" is row M4 of Table 2
     sees:tuple[str, ...] = ("onset", "apex", "displacement") # 3: what enters the crops
     dropout:float = .1           # Guess, not given
-    displacement_noise:float = 0.  # Guess, none in the paper: smooth noise on the normalised displacement in training
+    displacement_noise:float = 0. # 3 has none: size of smooth noise on the displacement in training
     alpha:float = .2             # 3.3
     gradient_scale:float = 1e-6  # 3.3
     normalize:bool = True        # 3.1: minor displacements up, major ones down, for the crops
-    module:str = "plain"         # 3.1; "guided" is notebook 14's, a Guess of ours
+    module:str = "plain"         # 3.1; "guided" is notebook 14's, trained beforehand: a departure
     dgm_size:int = 256           # side at which the displacement module works; Guess
     dgm_width:int = 32           # its channels at full size; Guess
     dgm_depth:int = 4            # how often it halves the image; Guess
@@ -108,9 +108,11 @@ def smooth_noise(
     maps:Tensor, # (B,channels,H,W)
     cells:int=16, # coarse random values a side
 )->Tensor: # the same shape, unit variance at the cells
-    "Noise as wide as an expression: what a fusion that learns by heart from a hundred clips should not rely on."
-    return F.interpolate(torch.randn(*maps.shape[:2], cells, cells).to(maps), maps.shape[-2:], mode="bilinear", align_corners=False)
+    "Noise that changes from cell to cell and is smooth between: of the width of an expression, not of a pixel."
+    coarse = torch.randn(*maps.shape[:2], cells, cells).to(maps)
+    return F.interpolate(coarse, maps.shape[-2:], mode="bilinear", align_corners=False)
 
+# %% ../nbs/23_model.ipynb #b5c0de04
 class FRLDGT(nn.Module):
     "Displacement module, local, global and full-face fusion, classifier (Figure 2)."
     def __init__(self,
@@ -119,11 +121,17 @@ class FRLDGT(nn.Module):
         super().__init__()
         self.config = c = config
         block = dict(dim=c.dim, heads=c.heads, depth=c.depth, dropout=c.dropout, fusion=c.fusion)
-        self.dgm = load_guided() if c.module == "guided" else DisplacementModule(c.dgm_width, c.dgm_depth, c.alpha)
+        self.dgm = load_guided().requires_grad_(False) if c.module == "guided" else DisplacementModule(c.dgm_width, c.dgm_depth, c.alpha)
         self.local_fusion = LocalFusion(c.regions, channels=c.channels, size=c.crop_size, patch=c.patch, **block)
         self.global_fusion = GlobalFusion(c.regions, **block)
         self.full_fusion = FullFaceFusion(c.channels, c.full_size, patch=c.patch, **block)
         self.classifier = nn.Sequential(nn.Linear(2*c.dim, c.dim), nn.GELU(), nn.Dropout(c.dropout), nn.Linear(c.dim, c.classes))
+
+    def train(self, mode:bool=True)->"FRLDGT":
+        "As always, but a displacement module that comes trained stays in evaluation mode."
+        super().train(mode)
+        if self.config.module == "guided": self.dgm.eval()
+        return self
 
     def displace(self,
         onset:Tensor, apex:Tensor, # (B,3,H,W) in [0,1]
@@ -135,10 +143,11 @@ class FRLDGT(nn.Module):
     def look(self,
         onset:Tensor, apex:Tensor, displacement:Tensor, # (B,3,H,W), (B,3,H,W), (B,2,H,W)
     )->Tensor: # (B,M,H,W)
-        "What the fusion sees: frames centred to [-1,1], displacement normalised, its gradient scaled."
+        "What the fusion sees: frames centred to [-1,1], displacement normalised (in training with noise), its gradient scaled."
         displacement = scale_gradient(displacement, self.config.gradient_scale)
         if self.config.normalize: displacement = normalize_displacement(displacement)
-        if self.training and self.config.displacement_noise: displacement = displacement + self.config.displacement_noise * smooth_noise(displacement)
+        noise = self.config.displacement_noise if self.training else 0
+        if noise: displacement = displacement + noise * smooth_noise(displacement)
         maps = {"onset": 2*onset - 1, "apex": 2*apex - 1, "displacement": displacement}
         return torch.cat([maps[name] for name in self.config.sees], 1)
 
@@ -173,7 +182,7 @@ def check_batch(onset:Tensor, apex:Tensor, boxes:Tensor, displacement:Tensor|Non
 def parameter_table(
     model:FRLDGT,
 )->pd.DataFrame: # columns parameters, share; a row a part and `all`
-    "Number of trainable parameters of each part."
+    "Number of weights of each part, a frozen displacement module's included."
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     table = pd.DataFrame({"parameters": counts})
     table.loc["all"] = table.parameters.sum()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAIN_PRESETS', 'TrainConfig', 'pick_device', 'amp_dtype', 'make_optimizers', 'class_weights', 'joint_loss',
-           'check_finite', 'Trainer', 'predict_test', 'known_displacements', 'FoldResult', 'scalar_log', 'train_fold']
+           'check_finite', 'Trainer', 'predict_test', 'FoldResult', 'scalar_log', 'train_fold']
 
 # %% ../nbs/32_training.ipynb #320002
 import math
@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm.auto import trange
 
 from .dgm import displacement_loss
-from .guided import SHRINK, load_guided
 from .model import FRLDGT, ModelConfig
-from .sampling import Batch, FoldData, fold_generator, fold_seed
+from .sampling import Batch, FoldData, fold_generator, fold_seed, known_displacements
 from .store import FaceStore
 
 # %% ../nbs/32_training.ipynb #320005
@@ -83,12 +81,13 @@ def make_optimizers(
     model:FRLDGT, # to train
     config:TrainConfig, # rates
     steps:int, # optimiser steps of the whole training
-)->tuple[list[Optimizer],CosineAnnealingLR]: # displacement module's and fusion's; the fusion's schedule
+)->tuple[list[Optimizer],CosineAnnealingLR]: # the displacement module's, if it is trained, and the fusion's; the fusion's schedule
     "Adam at a constant rate for the displacement module, Adam with cosine annealing for everything else (section 3.3)"
+    adam = lambda weights, rate: AdamW(weights, rate, weight_decay=config.weight_decay)  # Adam where nothing decays
     fusion = [weight for name, weight in model.named_parameters() if not name.startswith("dgm.")]
-    optimizers = [AdamW(model.dgm.parameters(), config.dgm_rate, weight_decay=config.weight_decay),  # Adam where nothing decays
-                  AdamW(fusion, config.fusion_rate, weight_decay=config.weight_decay)]
-    return optimizers, CosineAnnealingLR(optimizers[1], steps)
+    module = [] if model.config.module == "guided" else [adam(model.dgm.parameters(), config.dgm_rate)]
+    optimizers = [*module, adam(fusion, config.fusion_rate)]
+    return optimizers, CosineAnnealingLR(optimizers[-1], steps)
 
 # %% ../nbs/32_training.ipynb #320019
 def class_weights(
@@ -108,12 +107,13 @@ def joint_loss(
     class_weight:Tensor|None=None, # (classes,) for the cross-entropy
     dtype:torch.dtype|None=None, # of mixed precision; losses and warping are always in float32
 )->tuple[Tensor,dict[str,Tensor]]: # total, its parts
-    "Cross-entropy plus L_DGM of the labelled pairs plus L_DGM of the self-supervised ones (section 3.1)"
+    "Cross-entropy, plus L_DGM of the labelled pairs unless they bring a displacement, plus L_DGM of the self-supervised ones (section 3.1)"
     with torch.autocast(batch.onset.device.type, dtype, enabled=dtype is not None):
         output = model(batch.onset, batch.apex, batch.boxes, batch.displacement)
         displacement = None if pairs is None else model.displace(pairs.onset, pairs.apex)
     parts = {"classification": cross_entropy(output.logits.float(), batch.labels, class_weight)}
-    if batch.displacement is None: parts["labelled"], _ = displacement_loss(batch.onset, batch.apex, output.displacement.float(), loss_weights)
+    if batch.displacement is None:
+        parts["labelled"], _ = displacement_loss(batch.onset, batch.apex, output.displacement.float(), loss_weights)
     if pairs is not None: parts["pairs"], _ = displacement_loss(pairs.onset, pairs.apex, displacement.float(), loss_weights)
     return sum(parts.values()), parts
 
@@ -149,7 +149,7 @@ class Trainer:
     def step(self,
         batch:Batch, # labelled pairs
     )->dict[str,float]: # losses
-        "One step of both optimisers"
+        "One step of every optimiser"
         pairs = self.data.random_pairs(self.config.pairs, self.pairing) if self.config.pairs else None
         total, parts = joint_loss(self.model, batch, pairs, self.config.loss_weights, self.weight, self.dtype)
         check_finite(total.item(), parts, f"fold {self.name}")
@@ -176,29 +176,12 @@ def predict_test(
     "Class probabilities of the test subject's clips"
     model.eval()
     sides = []
-    for mirrored in (False, True)[:1 + data.mirror]:
+    for mirrored in (False, True) if data.mirror else (False,):
         logits = [model(*batch[:3], batch.displacement).logits for batch in data.test_batches(mirrored)]
         sides.append(torch.cat(logits).float().softmax(1))
     return torch.stack(sides).mean(0).cpu().numpy()
 
 # %% ../nbs/32_training.ipynb #320035
-@lru_cache(maxsize=1)
-def known_displacements(
-    store_path:Path, # of a FaceStore
-    checksum:str, # of its clips
-    reach:int, # frames around the apex
-    device:torch.device,
-)->Tensor: # (clips,2*reach+1,2,H/4,W/4) on the CPU
-    "What the guided module, which is not trained any more, says of every clip: computed once a process, for all folds"
-    store, module = FaceStore(store_path), load_guided().to(device)
-    index, found = store.index, []
-    for i in range(len(store)):
-        row = index.iloc[i]
-        around = (row["apex"] + torch.arange(-reach, reach + 1)).clamp(0, row["n_frames"] - 1)
-        frames = torch.from_numpy(np.array(store.clip(i)[[row["onset"], *around]])).to(device).permute(0, 3, 1, 2).float() / 255
-        with torch.no_grad(): found.append(torch.nn.functional.avg_pool2d(module(frames[:1].expand_as(frames[1:]), frames[1:]), SHRINK).cpu())
-    return torch.stack(found)
-
 @dataclass
 class FoldResult:
     "What one fold leaves"
@@ -243,7 +226,9 @@ def train_fold(
 )->FoldResult:
     "Train on everybody else, predict the test subject's clips after each stored epoch; no choice is made by their labels"
     start, config, device = time.perf_counter(), train_config, pick_device(device)
-    known = known_displacements(store.path, store.settings["checksum"], config.apex_jitter, device) if model_config.module == "guided" else None
+    guided = model_config.module == "guided"
+    if guided and config.pairs: raise ValueError(f"got pairs={config.pairs} with module='guided', which is not trained further; set pairs=0")
+    known = known_displacements(store.path, store.settings["checksum"], config.apex_jitter, device) if guided else None
     data = FoldData(store, test_subject, config.batch_size, config.apex_jitter, config.mirror, device, frames, displacements=known)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), scalar_log(log_dir) as log:
         torch.manual_seed(fold_seed(seed, test_subject, "model"))

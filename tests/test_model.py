@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from frl_dgt_nb.model import FRLDGT, PRESETS, ModelConfig, Output, load_model, parameter_table, read_config, save_weights
+from frl_dgt_nb.dgm import normalize_displacement
+from frl_dgt_nb.guided import load_guided
+from frl_dgt_nb.model import FRLDGT, PRESETS, ModelConfig, Output, load_model, parameter_table, read_config, save_weights, smooth_noise
 
 SMALL = ModelConfig(crop_size=10, patch=5, dim=16, heads=2, depth=1, full_size=15, dgm_size=16, dgm_width=4, dgm_depth=2, dropout=0.)
 
@@ -118,6 +120,61 @@ def test_paper_preset_is_the_papers():
     assert (c.crop_size // c.patch)**2 == 25 and c.channels == 8
 
 
+def test_best_preset_is_small_and_sees_motion_alone():
+    c = PRESETS["best"]
+    assert (c.module, c.sees, c.channels, (c.crop_size // c.patch)**2) == ("guided", ("displacement",), 2, 4)
+    table = parameter_table(FRLDGT(c))
+    assert table.parameters["dgm"] == sum(p.numel() for p in load_guided().parameters())
+    assert table.parameters["all"] - table.parameters["dgm"] < parameter_table(FRLDGT(PRESETS["tiny"])).parameters["all"] / 4
+
+
+def test_noise_is_smooth_and_of_unit_size():
+    torch.manual_seed(0)
+    noise = smooth_noise(torch.zeros(40, 2, 64, 64, dtype=torch.float64))
+    assert noise.shape == (40, 2, 64, 64) and noise.dtype == torch.float64
+    assert abs(noise.mean()) < .02 and .4 < noise.var() < .8                            # one at the cells, less between
+    assert noise.diff(dim=-1).std() < .5 * noise.std() and noise.diff(dim=-2).std() < .5 * noise.std()
+    assert abs((noise[:, 0] * noise[:, 1]).mean()) < .02                                # x and y have nothing to do with each other
+    torch.manual_seed(0)
+    cells = smooth_noise(torch.zeros(500, 2, 16, 16))                                   # as many pixels as cells: nothing between
+    assert abs(cells.std() - 1) < .01
+
+
+def test_noise_is_for_training_only():
+    model, (onset, apex, _), given = make(replace(SMALL, displacement_noise=.4)), batch(), torch.randn(4, 2, 32, 32) * .01
+    model.eval()
+    quiet = model.look(onset, apex, given)
+    assert torch.equal(quiet, model.look(onset, apex, given)) and torch.equal(quiet[:, 6:], normalize_displacement(given))
+    model.train()
+    first, second = model.look(onset, apex, given), model.look(onset, apex, given)
+    assert torch.equal(first[:, :6], quiet[:, :6]) and not torch.equal(first, second)   # frames stay as they are
+    torch.manual_seed(5)
+    loud = model.look(onset, apex, given)[:, 6:]
+    torch.manual_seed(5)
+    torch.testing.assert_close(loud, quiet[:, 6:] + .4 * smooth_noise(given))           # .4 of the *normalised* displacement
+    still = make().train()
+    assert torch.equal(still.look(onset, apex, given), quiet)                           # none unless asked for
+
+
+def test_guided_module_is_frozen():
+    model, (onset, apex, boxes) = FRLDGT(replace(SMALL, module="guided", dgm_size=32)), batch()
+    shipped = load_guided()
+    torch.testing.assert_close(model.displace(onset, apex), shipped(onset, apex))       # right after building, in training mode
+    F.cross_entropy(model.train()(onset, apex, boxes).logits, torch.tensor([0, 1, 2, 0])).backward()
+    assert model.training and model.local_fusion.training and not any(part.training for part in model.dgm.modules())
+    assert all(p.grad is None for p in model.dgm.parameters()) and model.classifier[0].weight.grad.any()
+    for name, value in shipped.state_dict().items(): assert torch.equal(model.dgm.state_dict()[name], value), name
+    assert not model.eval().training and make().train().dgm.training                    # the plain one learns
+
+
+def test_guided_model_is_saved_with_its_module(tmp_path):
+    model = FRLDGT(replace(SMALL, module="guided", dgm_size=32, displacement_noise=.3)).eval()
+    with torch.no_grad(): model.dgm.head.bias += .5                                     # another one than is shipped
+    again = load_model(save_weights(model, tmp_path / "m.safetensors"))
+    assert again.config == model.config
+    assert torch.equal(again(*batch()).displacement, model(*batch()).displacement)
+
+
 def test_parameter_table_adds_up():
     model = make()
     table = parameter_table(model)
@@ -127,7 +184,8 @@ def test_parameter_table_adds_up():
 
 @pytest.mark.parametrize("settings", [
     dict(patch=7), dict(full_size=16), dict(heads=3), dict(fusion="during"), dict(dropout=1.), dict(dropout=-.1), dict(dim=0), dict(regions=0), dict(dgm_size=18),
-    dict(sees=()), dict(sees="apex"), dict(sees=("apex", "apex")), dict(sees=("offset",))])
+    dict(sees=()), dict(sees="apex"), dict(sees=("apex", "apex")), dict(sees=("offset",)), dict(module="flow"), dict(module=""),
+    dict(displacement_noise=-.1), dict(displacement_noise=float("nan"))])
 def test_bad_settings(settings):
     with pytest.raises(ValueError, match=next(iter(settings))): replace(SMALL, **settings)
 

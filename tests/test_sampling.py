@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from toy_store import toy_store
 
 from frl_dgt_nb import training
+from frl_dgt_nb.guided import SHRINK, load_guided
 from frl_dgt_nb.model import ModelConfig
 from frl_dgt_nb.regions import au_boxes
-from frl_dgt_nb.sampling import FoldData, draw_pairs, fold_generator, fold_seed, jitter_apex, load_frames
+from frl_dgt_nb.sampling import (FoldData, draw_pairs, fold_generator, fold_seed, jitter_apex, known_displacements, load_frames,
+                                 mirror_displacement, mirror_some)
 from frl_dgt_nb.training import TrainConfig, train_fold
+from frl_dgt_nb.warp import splat, warp
 
 torch.set_num_threads(1)
 
@@ -87,6 +90,66 @@ def test_mirrored_samples_have_mirrored_boxes(store):
     left, right = plain.boxes[::2, 0], mixed.boxes[::2, 1]  # 1L of the face is 1R of its mirror image
     assert torch.allclose(right[:, [0, 2]], 31 - left[:, [2, 0]]) and torch.equal(right[:, [1, 3]], left[:, [1, 3]])
     assert FoldData(store, "toy/01").coins(5, fold_generator(0)) is None
+
+
+def coded(store, reach):
+    "A table that says where it was looked up: clip, and frames from the apex, constant over the face"
+    clips, steps = torch.arange(len(store)).float(), torch.arange(-reach, reach + 1).float()
+    return torch.stack(torch.broadcast_tensors(1 + clips[:, None], steps), -1)[..., None, None].expand(-1, -1, -1, 8, 8)
+
+
+@pytest.mark.parametrize("reach", [0, 1, 3])
+def test_displacements_are_those_of_the_clip_and_frame(store, reach):
+    data, order = FoldData(store, "toy/01", 4, reach, displacements=coded(store, reach)), fold_generator(0)
+    first, apex, seen = torch.from_numpy(store.index.start.to_numpy(copy=True)), torch.from_numpy(store.index.apex.to_numpy(copy=True)), set()
+    for batch in [batch for _ in range(8) for batch in data.batches(order)] + list(data.test_batches()):
+        steps = batch.rows[:, 1] - first[batch.clips] - apex[batch.clips]
+        wanted = torch.stack([1. + batch.clips, steps], 1)[..., None, None].expand(-1, -1, 32, 32)
+        torch.testing.assert_close(batch.displacement, wanted)
+        seen |= set(steps.tolist())
+    assert len(seen) > reach and all(batch.displacement[:, 1].eq(0).all() for batch in data.test_batches())  # testing: the apex itself
+
+
+def test_mirrored_displacement_moves_the_mirrored_face():
+    "Oracle: warping and splatting the mirror image is the mirror image of warping and splatting"
+    generator, coin = torch.Generator().manual_seed(0), torch.tensor([True, False, True])
+    faces = torch.rand(3, 3, 4, 4, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    field = .2 * (torch.rand(3, 2, 32, 32, generator=generator) - .5)
+    mirrored = mirror_displacement(field, coin)
+    for move in (warp, splat): torch.testing.assert_close(move(mirror_some(faces, coin), mirrored), mirror_some(move(faces, field), coin), atol=1e-4, rtol=0)
+    assert torch.equal(mirror_displacement(mirrored, coin), field) and torch.equal(mirrored[1], field[1])
+    assert mirror_displacement(field.double(), coin).dtype == torch.float64
+
+
+def test_mirrored_batches_have_mirrored_displacements(store):
+    table = torch.randn(len(store), 3, 2, 8, 8)
+    data, plain = FoldData(store, "toy/01", mirror=True, displacements=table), FoldData(store, "toy/01", displacements=table)
+    clips, coin = data.train, torch.arange(len(data.train)) % 2 == 0
+    mixed, same = (data.gather(clips, data.onset[clips], data.apex[clips], clips, c) for c in (coin, None))
+    torch.testing.assert_close(mixed.displacement, mirror_displacement(same.displacement, coin))
+    for one, other in zip(data.test_batches(mirrored=True), plain.test_batches()):
+        assert torch.equal(one.onset, other.onset.flip(-1)) and torch.equal(one.apex, other.apex.flip(-1))
+        assert torch.equal(one.rows, other.rows) and torch.equal(one.labels, other.labels)
+        assert torch.equal(one.displacement, mirror_displacement(other.displacement, torch.ones(len(one.labels), dtype=torch.bool)))
+        assert torch.allclose(one.boxes[:, 1, [0, 2]], 31 - other.boxes[:, 0, [2, 0]])
+    assert next(FoldData(store, "toy/01").test_batches()).displacement is None
+
+
+def test_known_displacements_are_the_guided_modules(store):
+    table, module = known_displacements(store.path, "a", 2, torch.device("cpu")), load_guided()
+    assert table.shape == (len(store), 5, 2, 8, 8) and not table.requires_grad and table.isfinite().all() and table.any()
+    assert known_displacements(store.path, "a", 2, torch.device("cpu")) is table and known_displacements(store.path, "b", 2, torch.device("cpu")) is not table
+    for i, step in ((0, 0), (4, -1), (7, 2), (2, -2)):
+        row, frames = store.index.iloc[i], torch.from_numpy(np.array(store.clip(i))).permute(0, 3, 1, 2) / 255
+        second = min(max(row.apex + step, 0), row.n_frames - 1)
+        with torch.no_grad(): expected = torch.nn.functional.avg_pool2d(module(frames[[row.onset]], frames[[second]]), SHRINK)[0]
+        torch.testing.assert_close(table[i, step + 2], expected, atol=1e-6, rtol=1e-4)
+
+
+def test_displacements_of_other_sizes_and_random_pairs_are_refused(store):
+    for table in (coded(store, 1)[1:], coded(store, 2), coded(store, 1)[:, :, :1], coded(store, 1)[:, 0]):
+        with pytest.raises(ValueError, match=r"wanted \(12, 3, 2\)"): FoldData(store, "toy/01", displacements=table)
+    with pytest.raises(ValueError, match="pairs=0"): FoldData(store, "toy/01", displacements=coded(store, 1)).random_pairs(2, fold_generator(0))
 
 
 def test_pairs_do_not_change_the_labelled_batches(store):

@@ -8,15 +8,19 @@ import torch
 from torch.nn.functional import cross_entropy
 from toy_store import toy_store
 
+from frl_dgt_nb import training
 from frl_dgt_nb.dgm import displacement_loss
+from frl_dgt_nb.guided import load_guided
 from frl_dgt_nb.model import FRLDGT, PRESETS, ModelConfig
-from frl_dgt_nb.sampling import FoldData, fold_generator
+from frl_dgt_nb.sampling import FoldData, fold_generator, fold_seed, known_displacements
 from frl_dgt_nb.training import (TRAIN_PRESETS, TrainConfig, Trainer, amp_dtype, class_weights, joint_loss, make_optimizers, pick_device,
                                  predict_test, train_fold)
 
 torch.set_num_threads(1)
 SMALL = ModelConfig(crop_size=4, patch=2, dim=8, heads=2, depth=1, full_size=4, dgm_size=8, dgm_width=2, dgm_depth=1)
 BRIEF = TrainConfig(epochs=3, batch_size=4, pairs=3)
+GUIDED = replace(SMALL, module="guided", dgm_size=32, sees=("displacement",), displacement_noise=.4)
+LIKE_BEST = replace(TRAIN_PRESETS["best"], epochs=3, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +125,86 @@ def test_training_learns_what_can_be_learnt(store):
     result = train_fold(store, "toy/01", replace(SMALL, dropout=0.), config, device="cpu", progress=False)
     assert "pairs" not in result.losses[0]
     assert result.losses[-1]["classification"] < .3 < 1 < result.losses[0]["classification"]
+
+
+def test_guided_fold_trains_the_fusion_alone(tmp_path):
+    store = toy_store(tmp_path / "two", subjects=2)
+    result = train_fold(store, "toy/01", GUIDED, LIKE_BEST, device="cpu", progress=False)
+    assert np.isfinite(result.probabilities).all() and np.allclose(result.probabilities.sum(-1), 1)
+    assert all(math.isfinite(losses["classification"]) and set(losses) == {"total", "classification", "fusion_rate"} for losses in result.losses)
+    for name, value in load_guided().state_dict().items(): assert torch.equal(result.model.dgm.state_dict()[name], value), name
+    torch.manual_seed(fold_seed(0, "toy/01", "model"))
+    fresh = FRLDGT(GUIDED)
+    assert all(not torch.equal(p, q) for (name, p), q in zip(result.model.named_parameters(), fresh.parameters()) if name.startswith("classifier"))
+
+
+def test_guided_fold_does_not_depend_on_others(store):
+    "The shared table doesn't either, whichever fold asked for it"
+    known_displacements.cache_clear()
+    first = train_fold(store, "toy/01", GUIDED, LIKE_BEST, device="cpu", progress=False)
+    known_displacements.cache_clear()
+    for subject in ("play/01", "toy/01"): again = train_fold(store, subject, GUIDED, LIKE_BEST, device="cpu", progress=False)
+    assert np.array_equal(first.probabilities, again.probabilities) and first.losses == again.losses
+
+
+def test_test_subjects_displacements_do_not_reach_the_training(store, monkeypatch):
+    "Another table for the left-out subject: the same weights, other predictions"
+    def fold(table):
+        monkeypatch.setattr(training, "known_displacements", lambda *_: table)
+        return train_fold(store, "toy/01", GUIDED, LIKE_BEST, device="cpu", progress=False)
+    table = .02 * torch.randn(len(store), 3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    own = torch.from_numpy((store.index.subject_id == "toy/01").to_numpy(copy=True))
+    first, second = fold(table), fold(torch.where(own[:, None, None, None, None], table.flip(-2), table))
+    assert all(torch.equal(a, b) for a, b in zip(first.model.state_dict().values(), second.model.state_dict().values()))
+    assert not np.array_equal(first.probabilities, second.probabilities)
+    third = fold(torch.where(own[:, None, None, None, None], table, table.flip(-2)))  # and the others' do reach it
+    assert not torch.equal(first.model.classifier[0].weight, third.model.classifier[0].weight)
+
+
+def test_guided_module_has_no_optimizer_and_takes_no_pairs(store):
+    model = FRLDGT(GUIDED)
+    optimizers, schedule = make_optimizers(model, LIKE_BEST, steps=4)
+    owned = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(owned) == sorted(id(p) for name, p in model.named_parameters() if not name.startswith("dgm."))
+    assert len(optimizers) == 1 and schedule.optimizer is optimizers[0] and optimizers[0].param_groups[0]["weight_decay"] == .05
+    with pytest.raises(ValueError, match="pairs=3 with module='guided'.*set pairs=0"):
+        train_fold(store, "toy/01", GUIDED, BRIEF, device="cpu", progress=False)
+
+
+def test_given_displacements_leave_the_cross_entropy_alone(store):
+    torch.manual_seed(0)
+    table = torch.randn(len(store), 3, 2, 8, 8)
+    model, batch = FRLDGT(replace(SMALL, dropout=0.)), next(FoldData(store, "toy/01", displacements=table).batches(fold_generator(0)))
+    total, parts = joint_loss(model, batch)
+    assert set(parts) == {"classification"} and torch.equal(total, parts["classification"])
+    expected = cross_entropy(model(batch.onset, batch.apex, batch.boxes, batch.displacement).logits, batch.labels)
+    assert torch.allclose(total, expected)
+    total.backward()
+    assert all(p.grad is None for p in model.dgm.parameters())
+
+
+def test_mirrored_training_is_tested_on_both_sides(store):
+    torch.manual_seed(0)
+    model = FRLDGT(SMALL)
+    torch.nn.init.normal_(model.dgm.head.weight)
+    data = FoldData(store, "play/02", batch_size=2, mirror=True)
+    sides = []
+    for mirrored in (False, True):
+        with torch.no_grad(): logits = [model.eval()(*batch[:3]).logits for batch in data.test_batches(mirrored)]
+        sides.append(torch.cat(logits).softmax(1).numpy())
+    assert np.abs(sides[0] - sides[1]).max() > 1e-4
+    assert np.allclose(predict_test(model, data), (sides[0] + sides[1]) / 2)
+    assert np.array_equal(predict_test(model, FoldData(store, "play/02", batch_size=2)), sides[0])
+
+
+def test_weight_decay_pulls_towards_zero_beside_the_gradient():
+    "Decoupled: a weight without a gradient of its own shrinks by rate * decay, whatever the others do"
+    model = FRLDGT(SMALL)
+    optimizers, _ = make_optimizers(model, TrainConfig(fusion_rate=.1, weight_decay=.5), steps=1)
+    weight = model.classifier[0].weight
+    before, weight.grad = weight.detach().clone(), torch.zeros_like(weight)
+    optimizers[1].step()
+    torch.testing.assert_close(weight.detach(), before * .95)
 
 
 def test_loss_that_is_no_number_stops_before_the_step(store):
