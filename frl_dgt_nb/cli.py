@@ -73,7 +73,7 @@ def loso(data:Path, database:Layout, out:Path, preset:str="tiny", device:Device=
         data: folder of the database
         database: its layout; folder is clips.csv and frames/
         out: folder for the run
-        preset: tiny (minutes on a CPU), or paper (wants a GPU), or another name of model.PRESETS
+        preset: best (what we found to help; minutes on a CPU), tiny (the paper in small), or paper (wants a GPU)
         device: auto takes the GPU where there is one
         workers: folds trained at once, each in a process
         resume: continue the run in --out; finished folds are kept
