@@ -108,8 +108,7 @@ def simulate_clip(
     onset, apex, offset = int(rng.integers(2)), int(rng.integers(3, 5)), frames - 1
     head, turn, shift = studio.person.vertices, rng.normal(0, [1.5, 2, 1]), rng.normal(0, [.02, .02, 0])
     rest = pose(head, turn, shift)
-    moves = pose(head + action_field(actions), turn, shift) - rest
-    moves = pose(studio.person.vertices + action_field(actions), np.zeros(3), np.zeros(3)) - studio.person.vertices
+    moves = action_field(actions)  # along the axes of the picture: the head's turn of a degree or two is left out of them
     drifts, light = draw_drift(frames, onset, rng, drift), rng.uniform(.9, 1.1)
     onset_clean = studio.shoot(rest, light)
     landmarks = detect_landmarks(onset_clean)
