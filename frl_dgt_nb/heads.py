@@ -174,6 +174,7 @@ def skin_tone(
     "How dark the skin is."
     return float(np.clip(.05 + .85 * person.ancestry[0] + .2 * person.ancestry[1] + rng.normal(0, .08), 0, 1))
 
+# %% ../nbs/05_heads.ipynb #b28b2662
 def paint_skin(
     canvas:Canvas,
     person:Person,
@@ -211,6 +212,7 @@ def paint_features(
     temple = ((x - .60 - .1 * (7.3 - y).clip(0, 1)) * 30).clip(0, 1) * ((y - 7.15) * 12).clip(0, 1) * (x < .76)
     canvas.lay(hair * (1 + .1 * canvas.noise(2)[..., None]), .95 * np.maximum(top.clip(0, 1), temple))
 
+# %% ../nbs/05_heads.ipynb #8ac5f391
 def paint_eyes(
     iris:np.ndarray, # (3,) RGB
     rng:np.random.Generator,
@@ -224,6 +226,7 @@ def paint_eyes(
     canvas.shade(-.35 * ((canvas.y - 7.30) * 20).clip(0, 1))
     return canvas.image.clip(0, 255).astype(np.uint8)
 
+# %% ../nbs/05_heads.ipynb #1cd76a3d
 def paint(
     person:Person,
     rng:np.random.Generator,

@@ -56,6 +56,7 @@ def triangles() -> tuple[np.ndarray, np.ndarray]: # of skin above the collar and
     skin = groups["body"][vertices[groups["body"]][..., 1].mean(1) > 5.6]
     return skin, np.concatenate([groups["helper-l-eye"], groups["helper-r-eye"]])
 
+# %% ../nbs/05_render.ipynb #c1378ed3
 class Studio:
     "A painted person before a camera. Close it after use, or use it in a `with` block."
     def __init__(self, person:Person,
@@ -116,6 +117,7 @@ def box_pixels(
     place = np.arange(len(which)) - np.repeat(counts.cumsum() - counts, counts)
     return which, low[which] + np.stack([place % sides[which, 0], place // sides[which, 0]], 1)
 
+# %% ../nbs/05_render.ipynb #4992dc6e
 def seen_at(
     vertices:np.ndarray, # (V,3)
     size:int=320, # of the picture, pixels
@@ -134,6 +136,7 @@ def seen_at(
     seen[row, column], place[row, column] = faces[which[order]], weights[order]
     return seen, place
 
+# %% ../nbs/05_render.ipynb #c5abfb7b
 def true_displacement(
     vertices:np.ndarray, # (V,3) at the onset
     moved:np.ndarray, # (V,3) at the apex
