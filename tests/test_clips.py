@@ -66,11 +66,15 @@ def test_positions_are_not_numbers():
 
 @pytest.mark.parametrize("changes, word", [
     (dict(onset=12), "equals the apex"), (dict(apex=99), "apex frame 99"), (dict(offset=11), "time order"), (dict(name=""), "empty"),
-    (dict(subject="a/b"), "'/'"), (dict(label=-1), "label"), (dict(label="0"), "label"), (dict(label=True), "label"), (dict(label=None), "label"),
+    (dict(subject="a/b"), "'/'"), (dict(label=-1), "label"), (dict(label="0"), "label"), (dict(label=True), "label"), (dict(label=None), "label"), (dict(apex_source="guessed"), "labelled, middle, spotted"),
     (dict(frames=()), "0 frames but 5 numbers"), (dict(frames=(), numbers=()), "rise")])
 def test_what_is_no_clip_says_so(changes, word):
     with pytest.raises(ValueError, match=word):
         make(**changes)
+
+
+def test_an_apex_is_the_coders_unless_said_otherwise():
+    assert make().apex_source == "labelled" and make(apex_source="middle") != make()
 
 
 def test_a_clip_is_frozen_and_can_be_a_key():
