@@ -29,22 +29,79 @@ def similarity(scale, degrees, dx, dy):
     return np.array([[a.real, -a.imag, dx], [a.imag, a.real, dy]])
 
 
+def png(picture):
+    return cv2.imencode(".png", picture)[1].tobytes()
+
+
+def written(path, data):
+    path.write_bytes(data)
+    return path
+
+
 def test_images_are_rgb(tmp_path):
     red = np.zeros((4, 5, 3), np.uint8)
     red[..., 2] = 255 # BGR, as OpenCV writes
-    cv2.imwrite(str(tmp_path / "r\u00f6d.png"), red) if sys.platform != "win32" else None
-    (tmp_path / "red.png").write_bytes(cv2.imencode(".png", red)[1].tobytes())
-    assert (read_image(tmp_path / "red.png") == [255, 0, 0]).all()
-    (tmp_path / "gray.png").write_bytes(cv2.imencode(".png", red[..., 2])[1].tobytes())
-    assert read_image(tmp_path / "gray.png").shape == (4, 5, 3)
+    for name in ("red.png", "r\u00f6d \u7ea2.png", " red .png"):
+        assert (read_image(written(tmp_path / name, png(red))) == [255, 0, 0]).all()
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no image", b"\xff\xd8\xff\xe0 half a jpeg"])
-def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
+def test_every_kind_of_picture_becomes_rgb_of_8_bits(tmp_path):
+    colour = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    rgb, gray = colour[..., ::-1], colour[..., :1]
+    kinds = {"gray": (gray, gray.repeat(3, 2)), "16 bits": (colour.astype(np.uint16) * 257, rgb), "gray 16": (gray.astype(np.uint16) * 256 + 99, gray.repeat(3, 2)),
+             "alpha": (np.dstack([colour, gray]), rgb), "alpha 16": (np.dstack([colour, gray]).astype(np.uint16) * 257, rgb), "pixel": (colour[:1, :1], rgb[:1, :1])}
+    for name, (picture, wanted) in kinds.items():
+        read = read_image(written(tmp_path / f"{name}.png", png(picture)))
+        assert read.dtype == np.uint8 and np.array_equal(read, wanted), name
+    dark = read_image(written(tmp_path / "12 bits.png", png(colour.astype(np.uint16) * 16))) # the same scale for all: no stretching
+    assert np.array_equal(dark, rgb // 16)
+
+
+@pytest.mark.parametrize("content, words", [
+    (None, "No such file"), (b"", "it is empty"), (b"no image", "no image whatever its name says .*b'no image'"), (b"\xff\xd8\xff\xe0 half a jpeg", "cut short"),
+    (b"\x89PNG\r\n\x1a\n", "cut short"), (b"BM", "cut short"), (b"<html>404</html>", "b'<html>404</html>"), (bytes(100), "no image")])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, content, words):
     if content is not None:
         (tmp_path / "img7.jpg").write_bytes(content)
-    with pytest.raises(ValueError, match="img7.jpg can't be read"):
+    with pytest.raises(ValueError, match=f"img7.jpg can't be read: .*{words}"):
         read_image(tmp_path / "img7.jpg")
+
+
+def test_a_folder_is_no_image(tmp_path):
+    (tmp_path / "7.jpg").mkdir()
+    with pytest.raises(ValueError, match="7.jpg can't be read"):
+        read_image(tmp_path / "7.jpg")
+
+
+@given(st.sampled_from([".jpg", ".png", ".bmp", "progressive"]), st.floats(0, 1, exclude_max=True), st.booleans())
+def test_every_beginning_of_a_picture_is_refused(format, part, filled_up):
+    progressive = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1] if format == "progressive" else []
+    whole = cv2.imencode(".jpg" if progressive else format, cv2.resize(np.random.default_rng(1).integers(0, 256, (8, 8, 3), np.uint8), (80, 80)), progressive)[1].tobytes()
+    assert not faces.file_problem(whole) and not faces.file_problem(whole + b"made by a camera") # what follows the end is no harm
+    n = min(int(part * len(whole)), len(whole) - (5 if format == ".png" else 1)) # of a PNG, the checksum of its empty last block
+    filled_up = filled_up and format != ".bmp" # black pixels are pixels
+    rest = whole[:n] + bytes(len(whole) - n) * filled_up
+    assert faces.file_problem(rest) or n < 8 and cv2.imdecode(np.frombuffer(rest, np.uint8), 1) is None, (n, len(whole))
+
+
+def test_a_picture_in_a_preface_does_not_pass_for_the_end():
+    small, large = (cv2.imencode(".jpg", np.full((n, n, 3), 99, np.uint8))[1].tobytes() for n in (8, 64))
+    both = large[:2] + b"\xff\xe1" + (len(small) + 2).to_bytes(2, "big") + small + large[2:] # APP1, as EXIF thumbnails are
+    assert cv2.imdecode(np.frombuffer(both, np.uint8), 1).shape == (64, 64, 3)
+    assert not faces.file_problem(both) and "cut short" in faces.file_problem(both[:-20])
+
+
+def test_a_picture_of_a_billion_pixels_is_refused_before_it_is_decoded(tmp_path):
+    head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (30000).to_bytes(4, "big") * 2 + b"\x08\0\0\0\0"
+    with pytest.raises(ValueError, match="900,000,000 pixels, 33,554,432 are read at most; shrink it"):
+        read_image(written(tmp_path / "huge.png", head + b"IEND"))
+
+
+def test_a_large_picture_of_another_format_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(faces, "LARGEST", 80)
+    assert read_image(written(tmp_path / "small.jpg", cv2.imencode(".jpg", np.zeros((8, 10, 3), np.uint8))[1].tobytes())).shape == (8, 10, 3)
+    with pytest.raises(ValueError, match="99 pixels, 80 are read"):
+        read_image(written(tmp_path / "large.jpg", cv2.imencode(".jpg", np.zeros((9, 11, 3), np.uint8))[1].tobytes()))
 
 
 def test_no_face_names_the_file():
