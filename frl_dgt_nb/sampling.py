@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['fold_seed', 'fold_generator', 'load_frames', 'Batch', 'jitter_apex', 'draw_pairs', 'mirror_some',
-           'mirror_displacement', 'known_displacements', 'FoldData']
+           'mirror_displacement', 'known_displacements', 'choose_inner', 'FoldData']
 
 # %% ../nbs/31_sampling.ipynb #310002
 import hashlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pandas import DataFrame
 from torch import Generator, Tensor
 
 from .guided import SHRINK, load_guided
@@ -119,6 +120,24 @@ def known_displacements(
         found.append(F.avg_pool2d(module(onset.expand_as(seconds), seconds), SHRINK).cpu())
     return torch.stack(found)
 
+# %% ../nbs/31_sampling.ipynb #31002k
+def choose_inner(
+    index:DataFrame, # of the store: columns subject_id, label
+    test_subject:str, # left out anyway
+    count:int, # training subjects to hold out, too
+    seed:int=0, # of the whole run
+)->list[str]: # their subject_ids
+    "Training subjects to choose an epoch on, at random, but as long as a class is missing, rarest first, one that shows it"
+    others = index[index.subject_id != test_subject]
+    names = others.subject_id.unique().tolist()
+    if count and count >= len(names):
+        raise ValueError(f"inner={count} of the {len(names)} training subjects can't be held out, at least one must be left to train on; lower inner")
+    order = [names[i] for i in torch.randperm(len(names), generator=fold_generator(seed, test_subject, "inner"))]
+    chosen = []
+    for having in sorted((set(rows.subject_id) for _, rows in others.groupby("label")), key=len):
+        if len(chosen) < count and not having & set(chosen): chosen.append(next(name for name in order if name in having))
+    return chosen + [name for name in order if name not in chosen][:count - len(chosen)]
+
 # %% ../nbs/31_sampling.ipynb #310030
 class FoldData:
     "One fold: all clips of the test subject on one side, everybody else's on the other"
@@ -131,6 +150,7 @@ class FoldData:
         device:str|torch.device="cpu", # where batches are wanted
         frames:Tensor|None=None, # `load_frames(store, device)`, to share it between folds
         boxes:Tensor|None=None, # (clips,9,4) instead of the AU boxes
+        inner:Collection[str]=(), # subject_ids of `choose_inner`: neither trained on nor tested
         displacements:Tensor|None=None, # (clips,2*apex_jitter+1,2,h,w) from the onset to the frames around the apex, known beforehand
     ):
         index = store.index
@@ -138,10 +158,11 @@ class FoldData:
         if not test.any():
             known = ", ".join(index.subject_id.unique()[:5])
             raise ValueError(f"no subject {test_subject!r} in the store; it has {index.subject_id.nunique()}: {known} ...")
-        if (~test).sum() < 2 or batch_size < 2:
-            raise ValueError(f"batch normalisation needs batches of two or more: {int((~test).sum())} clips are left to train on, "
+        held = torch.from_numpy(index.subject_id.isin(inner).to_numpy(copy=True)) & ~test
+        self.train, self.inner, self.test = (which.nonzero()[:, 0] for which in (~test & ~held, held, test))
+        if len(self.train) < 2 or batch_size < 2:
+            raise ValueError(f"batch normalisation needs batches of two or more: {len(self.train)} clips are left to train on, "
                              f"batch_size {batch_size}; use more subjects, or a larger batch")
-        self.train, self.test = (~test).nonzero()[:, 0], test.nonzero()[:, 0]
         self.batch_size, self.apex_jitter, self.mirror, self.device = batch_size, apex_jitter, mirror, torch.device(device)
         if displacements is not None and displacements.shape[:3] != (wanted := (len(index), 2*apex_jitter+1, 2)):
             raise ValueError(f"got displacements of shape {tuple(displacements.shape)}, wanted {wanted} and two sizes: `known_displacements` "
@@ -206,8 +227,9 @@ class FoldData:
 
     def test_batches(self,
         mirrored:bool=False, # all of them seen in a mirror
+        clips:Tensor|None=None, # rows of store.index instead of the test subject's, such as `inner`
     )->Iterator[Batch]:
         "The test subject's onset-apex pairs, in order, not jittered"
-        for clips in self.test.split(self.batch_size):
+        for clips in (self.test if clips is None else clips).split(self.batch_size):
             coin = torch.ones(len(clips), dtype=torch.bool) if mirrored else None
             yield self.gather(clips, self.onset[clips], self.apex[clips], self.label[clips], coin)

@@ -1,6 +1,7 @@
 """Runs: independence of folds, stops of every kind, and what is never written over."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from run_toy import BRIEF, SMALL
 from safetensors.torch import load_file
 from toy_store import toy_store
 
-from frl_dgt_nb import loso
-from frl_dgt_nb.loso import best_epoch, differences, fold_path, load_fold, run_loso, run_settings
+from frl_dgt_nb import folds, loso
+from frl_dgt_nb.folds import best_epoch, differences, fold_path, inner_epoch, load_fold, read_settings, run_settings
+from frl_dgt_nb.loso import run_loso
 from frl_dgt_nb.metrics import scores
 from frl_dgt_nb.model import load_model
 from frl_dgt_nb.training import train_fold
@@ -89,6 +91,70 @@ def test_oracle_takes_the_earliest_of_the_best_epochs():
     assert best_epoch({"probabilities": onehot.tolist(), "labels": [0, 1, 2]}) == 1
 
 
+def test_inner_takes_the_earliest_epoch_of_lowest_cross_entropy():
+    sure, unsure, wrong = [.9, .05, .05], [.5, .25, .25], [0., .5, .5]
+    fold = {"inner_labels": [0, 0], "inner_probabilities": [[unsure, unsure], [sure, wrong], [sure, unsure], [unsure, sure], [sure, wrong]]}
+    assert inner_epoch(fold) == 2  # never the one that is sure and once as wrong as can be
+
+
+@pytest.fixture(scope="module")
+def inner_run(store, tmp_path_factory):
+    out = tmp_path_factory.mktemp("inner") / "run"
+    return out, run_loso(store, out, **SETTINGS | {"train_config": replace(BRIEF, inner=1)})
+
+
+def test_inner_predictions_are_those_of_the_epoch_chosen_on_others(store, inner_run):
+    out, report = inner_run
+    table = pd.read_parquet(out / "predictions.parquet").set_index("clip_id")
+    last = scores(table.label, table.prediction)
+    assert report["selection"] == "last" and {name: report[name] for name in last} == last
+    chosen = scores(table.label, table.inner_prediction)
+    assert report["inner"] == {name: chosen[name] for name in ("uf1", "uar")}
+    epochs = set()
+    for subject in subjects(store):
+        fold = load_fold(out, subject)
+        owners = {clip.rsplit("/", 1)[0] for clip in fold["inner_clip_ids"]}
+        assert len(owners) == 1 and subject not in owners and len(fold["inner_clip_ids"]) == 3
+        assert store.index.set_index("clip_id").label[fold["inner_clip_ids"]].tolist() == fold["inner_labels"]
+        losses = [-np.mean([np.log(p[label]) for p, label in zip(each, fold["inner_labels"])]) for each in fold["inner_probabilities"]]
+        at = int(np.argmin(losses))
+        epochs.add(at)
+        assert len(losses) == len(fold["epochs"]) == 4
+        assert table.inner_prediction[fold["clip_ids"]].tolist() == np.argmax(fold["probabilities"][at], -1).tolist()
+    assert epochs != {3}  # else the test above would pass with the last epoch
+
+
+def test_inner_in_two_processes(store, inner_run, tmp_path):
+    settings = SETTINGS | {"train_config": replace(BRIEF, inner=1)}
+    assert run_loso(store, tmp_path / "two", workers=2, **settings)["inner"] == inner_run[1]["inner"]
+    same_folds(store, inner_run[0], tmp_path / "two")
+
+
+def test_without_inner_nothing_is_said_of_it(store, run):
+    assert "inner" not in run[1] and not [name for name in load_fold(run[0], "toy/01") if "inner" in name]
+    assert "inner_prediction" not in pd.read_parquet(run[0] / "predictions.parquet")
+
+
+def test_too_many_inner_subjects_are_refused_before_anything_is_written(store, tmp_path):
+    with pytest.raises(ValueError, match="inner=3 of the 3 training subjects.*lower inner"):
+        run_loso(store, tmp_path / "run", **SETTINGS | {"train_config": replace(BRIEF, inner=3)})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_from_before_a_setting_goes_on(store, run, tmp_path):
+    "Its config.json lacks what later versions added; that had the default"
+    shutil.copytree(run[0], tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    del config["train"]["inner"], config["model"]["displacement_noise"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    for path in ("report.json", "predictions.parquet", "folds/toy__02.json"): (tmp_path / "run" / path).unlink()
+    with pytest.raises(ValueError, match="train.inner was 0, now 1;"):
+        run_loso(store, tmp_path / "run", **SETTINGS | {"train_config": replace(BRIEF, inner=1)}, resume=True)
+    assert run_loso(store, tmp_path / "run", **SETTINGS, resume=True)["confusion"] == run[1]["confusion"]
+    same_folds(store, run[0], tmp_path / "run")
+    assert read_settings(tmp_path / "run") == run_settings(store, SMALL, BRIEF, 0)
+
+
 def test_an_existing_run_is_not_touched(store, run):
     before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run[0].rglob("*")}
     with pytest.raises(ValueError, match="not empty.*--resume"): run_loso(store, run[0], **SETTINGS)
@@ -131,9 +197,9 @@ def test_ctrl_c_and_resume(store, run, tmp_path, monkeypatch):
 def test_half_a_fold_is_no_fold(store, run, tmp_path, monkeypatch):
     "Stopped after the weights and before the JSON, and while the JSON was being written"
     def stop(*args): raise KeyboardInterrupt
-    write = loso.write_json
+    write = folds.write_json
     with monkeypatch.context() as patch:
-        patch.setattr(loso, "write_json", lambda path, value: stop() if path.parent.name == "folds" else write(path, value))
+        patch.setattr(folds, "write_json", lambda path, value: stop() if path.parent.name == "folds" else write(path, value))
         with pytest.raises(KeyboardInterrupt, match="0 of 4"): run_loso(store, tmp_path / "run", **SETTINGS)
     first = fold_path(tmp_path / "run", subjects(store)[0])
     assert fold_path(tmp_path / "run", subjects(store)[0], ".safetensors").exists() and not first.exists()

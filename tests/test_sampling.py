@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from frl_dgt_nb import training
 from frl_dgt_nb.guided import SHRINK, load_guided
 from frl_dgt_nb.model import ModelConfig
 from frl_dgt_nb.regions import au_boxes
-from frl_dgt_nb.sampling import (FoldData, draw_pairs, fold_generator, fold_seed, jitter_apex, known_displacements, load_frames,
+from frl_dgt_nb.sampling import (FoldData, choose_inner, draw_pairs, fold_generator, fold_seed, jitter_apex, known_displacements, load_frames,
                                  mirror_displacement, mirror_some)
 from frl_dgt_nb.training import TrainConfig, train_fold
 from frl_dgt_nb.warp import splat, warp
@@ -42,13 +43,13 @@ def test_no_test_frame_in_a_whole_training(store, monkeypatch):
     monkeypatch.setattr(training, "predict_test", test)
     small = ModelConfig(crop_size=4, patch=2, dim=4, heads=1, depth=1, full_size=4, dgm_size=8, dgm_width=1, dgm_depth=1)
     owner = np.repeat(store.index.subject_id, store.index.n_frames).to_numpy()
-    for subject in ("toy/01", "play/01"):
+    for subject, inner in (("toy/01", 0), ("play/01", 0), ("play/01", 2)):
         seen.clear()
-        train_fold(store, subject, small, TrainConfig(epochs=4, batch_size=4, pairs=30, apex_jitter=3, mirror=True), device="cpu", progress=False)
+        away = {subject, *choose_inner(store.index, subject, inner)}
+        train_fold(store, subject, small, TrainConfig(epochs=4, batch_size=4, pairs=30, apex_jitter=3, mirror=True, inner=inner), device="cpu", progress=False)
         clips, rows = torch.cat([s[0] for s in seen]), torch.cat([s[1] for s in seen])
-        assert len(seen) == 4 * 3 * 2  # labelled and random pairs of each step
-        assert (store.index.subject_id.to_numpy()[clips] != subject).all() and (owner[rows] != subject).all()
-        assert set(owner[rows].ravel()) == set(owner) - {subject}
+        assert len(away) == 1 + inner and len(seen) == 4 * (3 if not inner else 1) * 2  # labelled and random pairs of each step
+        assert set(store.index.subject_id.to_numpy()[clips]) == set(owner[rows].ravel()) == set(owner) - away
         for _, where, onset, apex in seen:  # and the rows tell the truth about the pictures
             for frames, row in ((onset, where[:, 0]), (apex, where[:, 1])):
                 real = load_frames(store)[row].permute(0, 3, 1, 2).float() / 255
@@ -144,6 +145,42 @@ def test_known_displacements_are_the_guided_modules(store):
         second = min(max(row.apex + step, 0), row.n_frames - 1)
         with torch.no_grad(): expected = torch.nn.functional.avg_pool2d(module(frames[[row.onset]], frames[[second]]), SHRINK)[0]
         torch.testing.assert_close(table[i, step + 2], expected, atol=1e-6, rtol=1e-4)
+
+
+def index_of(labels):
+    return pd.DataFrame([{"subject_id": f"db/{s}", "label": label} for s, of in enumerate(labels) for label in of])
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=3, max_size=12), st.integers(0, 10), st.integers(0, 50))
+def test_inner_subjects(labels, count, seed):
+    "As many as asked for, never the test subject; every class among them wherever one subject a class is enough"
+    index, test = index_of(labels), "db/1"
+    if count > len(labels) - 2:
+        with pytest.raises(ValueError, match=f"inner={count} of the {len(labels) - 1} training subjects.*lower inner"): choose_inner(index, test, count, seed)
+        return
+    chosen = choose_inner(index, test, count, seed)
+    assert len(set(chosen)) == len(chosen) == count and test not in chosen and set(chosen) < set(index.subject_id)
+    assert chosen == choose_inner(index, test, count, seed)
+    others = index[index.subject_id != test]
+    if count >= others.label.nunique(): assert set(others[others.subject_id.isin(chosen)].label) == set(others.label)
+
+
+def test_inner_subjects_depend_on_fold_and_seed_and_not_on_chance_alone():
+    index = index_of([[0, 1]] * 30 + [[2]])
+    drawn = {tuple(choose_inner(index, test, 4, seed)) for test in ("db/0", "db/1") for seed in range(5)}
+    assert len(drawn) == 10 and all("db/30" in chosen for chosen in drawn)  # the only one with class 2
+    assert len({name for chosen in drawn for name in chosen}) > 15
+
+
+def test_inner_clips_are_a_side_of_their_own(store):
+    data = FoldData(store, "toy/01", inner=["play/02"])
+    owner = store.index.subject_id.to_numpy()
+    assert [set(owner[side]) for side in (data.test, data.inner, data.train)] == [{"toy/01"}, {"play/02"}, {"play/01", "toy/02"}]
+    assert torch.cat([batch.clips for batch in data.test_batches(clips=data.inner)]).tolist() == data.inner.tolist()
+    pairs = data.random_pairs(200, fold_generator(0))
+    assert set(owner[pairs.clips]) == {"play/01", "toy/02"}
+    with pytest.raises(ValueError, match="0 clips are left"): FoldData(store, "toy/01", inner=["play/01", "play/02", "toy/02"])
 
 
 def test_displacements_of_other_sizes_and_random_pairs_are_refused(store):

@@ -12,7 +12,7 @@ from frl_dgt_nb import training
 from frl_dgt_nb.dgm import displacement_loss
 from frl_dgt_nb.guided import load_guided
 from frl_dgt_nb.model import FRLDGT, PRESETS, ModelConfig
-from frl_dgt_nb.sampling import FoldData, fold_generator, fold_seed, known_displacements
+from frl_dgt_nb.sampling import FoldData, choose_inner, fold_generator, fold_seed, known_displacements, load_frames
 from frl_dgt_nb.training import (TRAIN_PRESETS, TrainConfig, Trainer, amp_dtype, class_weights, joint_loss, make_optimizers, pick_device,
                                  predict_test, train_fold)
 
@@ -36,7 +36,7 @@ def test_the_papers_values():
 
 
 @pytest.mark.parametrize("name, value", [("epochs", 0), ("batch_size", 1), ("dgm_rate", -1), ("fusion_rate", float("nan")), ("weight_decay", -1.),
-                                         ("pairs", -1), ("apex_jitter", -1), ("store_every", 0), ("amp", "fp8")])
+                                         ("pairs", -1), ("apex_jitter", -1), ("store_every", 0), ("amp", "fp8"), ("inner", -1)])
 def test_bad_settings(name, value):
     with pytest.raises(ValueError, match=name): TrainConfig(**{name: value})
 
@@ -117,6 +117,28 @@ def test_result_and_log(store, tmp_path):
     events = EventAccumulator(str(tmp_path)).Reload()
     assert set(events.Tags()["scalars"]) == {f"train/{name}" for name in result.losses[0]}
     assert [event.value for event in events.Scalars("train/total")] == pytest.approx([losses["total"] for losses in result.losses])
+
+
+def test_inner_subjects_are_predicted_and_not_trained_on(store, monkeypatch):
+    "Another face for a held-out subject: the same weights and test predictions, other inner predictions"
+    held = choose_inner(store.index, "toy/01", 1)
+    rows = np.repeat(store.index.subject_id == held[0], store.index.n_frames).to_numpy()
+    frames = load_frames(store).clone()
+    other = frames.clone()
+    other[torch.from_numpy(rows)] = 255 - other[torch.from_numpy(rows)]
+    config = replace(BRIEF, inner=1, mirror=True, store_every=2)
+    first, second = (train_fold(store, "toy/01", SMALL, config, device="cpu", progress=False, frames=each) for each in (frames, other))
+    assert all(torch.equal(a, b) for a, b in zip(first.model.state_dict().values(), second.model.state_dict().values()))
+    assert np.array_equal(first.probabilities, second.probabilities) and not np.array_equal(first.inner_probabilities, second.inner_probabilities)
+    assert first.epochs == [2, 3] and first.inner_probabilities.shape == (2, 3, 3) and np.allclose(first.inner_probabilities.sum(-1), 1)
+    index = store.index.iloc[first.inner_clips]
+    assert index.subject_id.unique().tolist() == held and index.label.tolist() == first.inner_labels.tolist()
+    assert np.array_equal(predict_test(first.model, FoldData(store, "toy/01", mirror=True, inner=held), torch.from_numpy(first.inner_clips)), first.inner_probabilities[-1])
+
+
+def test_without_inner_subjects_nothing_is_held_out(store):
+    result = train_fold(store, "toy/01", SMALL, BRIEF, device="cpu", progress=False)
+    assert len(result.inner_clips) == len(result.inner_labels) == len(result.inner_probabilities) == 0
 
 
 def test_training_learns_what_can_be_learnt(store):
