@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import bootstrap
 
-from frl_dgt_nb.metrics import accuracy, confusion, from_confusion, scores, scores_by, uar, uf1
+from frl_dgt_nb.metrics import (accuracy, confusion, from_confusion, interval, score_counts, scores, scores_by, subject_counts, subject_draws,
+                                uar, uf1)
 
 PUBLISHED = [  # matrix (rows truth), UF1, UAR
     ([[219, 22, 9], [40, 62, 7], [21, 3, 59]], .7353, .7186),  # STSTNet, published log
@@ -90,3 +92,84 @@ def test_bad_tables():
     with pytest.raises(ValueError, match="no column database, prediction"): scores_by(pd.DataFrame({"label": [0]}))
     for matrix in ([[1, 2]], [1, 2], [[1., 2.], [0, 1]], [[1, -1], [0, 1]]):
         with pytest.raises(ValueError, match="square matrix of counts"): from_confusion(matrix)
+
+
+@pytest.fixture(scope="module")
+def study():
+    "Labels, predictions and subjects of 200 clips: 20 subjects of uneven size and skill"
+    generator = np.random.default_rng(0)
+    subjects = np.array([f"d{s % 2}/{s // 2}" for s in generator.choice(20, 200, p=generator.dirichlet(np.full(20, 2.)))])
+    labels = generator.choice(3, 200, p=[.5, .3, .2])
+    skill = dict(zip(np.unique(subjects), generator.uniform(.3, 1, 20)))
+    right = generator.random(200) < [skill[s] for s in subjects]
+    return labels, np.where(right, labels, generator.integers(3, size=200)), subjects
+
+
+@settings(max_examples=60, deadline=None)
+@given(labelled, st.sampled_from([0., 1., float("nan")]))
+def test_scores_of_stacked_matrices(drawn, absent):
+    classes, clips = drawn
+    labels, predictions = np.transpose(clips)
+    stack = score_counts(np.stack([confusion(labels, predictions, classes), np.eye(classes, dtype=int)]), absent)
+    assert stack["uf1"][0] == pytest.approx(uf1(labels, predictions, classes, absent))
+    assert stack["uar"][0] == pytest.approx(uar(labels, predictions, classes, absent))
+    assert stack["accuracy"][0] == pytest.approx(accuracy(labels, predictions, classes))
+    assert all(value[1] == 1 for value in stack.values())
+
+
+def test_counts_by_subject(study):
+    labels, predictions, subjects = study
+    counts = subject_counts(*study)
+    assert (counts.sum(0) == confusion(labels, predictions)).all()
+    for matrix, name in zip(counts, pd.unique(subjects)):
+        assert (matrix == confusion(labels[subjects == name], predictions[subjects == name])).all()
+    mixed = subject_counts([0, 1, 2], [0, 1, 1], pd.Series([1, "1", 1]))  # a number and a text are two subjects
+    assert mixed.shape == (2, 3, 3) and mixed[0].sum() == 2
+
+
+@pytest.mark.parametrize("score", [uf1, uar, accuracy])
+@pytest.mark.parametrize("level", [.95, .5])
+def test_interval_against_a_loop_over_the_same_draws(study, score, level):
+    labels, predictions, subjects = study
+    rows = [np.flatnonzero(subjects == name) for name in pd.unique(subjects)]
+    drawn = []
+    for times in subject_draws(len(rows), 200, seed=3):
+        assert times.sum() == len(rows)
+        taken = np.concatenate([np.tile(which, n) for which, n in zip(rows, times)])
+        drawn.append(score(labels[taken], predictions[taken]))
+    expected = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    assert interval(*study, score=score, resamples=200, level=level, seed=3) == pytest.approx(tuple(expected))
+
+
+def test_interval_against_scipy(study):
+    counts = subject_counts(*study)
+    theirs = bootstrap((np.arange(len(counts)),), lambda drawn, axis: score_counts(counts[drawn].sum(-3))["uf1"], n_resamples=20_000,
+                       method="percentile").confidence_interval
+    assert interval(*study, resamples=20_000) == pytest.approx(tuple(theirs), abs=.005)
+
+
+def test_interval_resamples_subjects_not_clips(study):
+    "Copies of the same clips tell nothing new, as long as they belong to the same subjects"
+    labels, predictions, subjects = study
+    tripled = [np.tile(column, 3) for column in study]
+    assert interval(*tripled) == pytest.approx(interval(*study))
+    own = np.arange(len(tripled[0]))
+    low, high = interval(tripled[0], tripled[1], own)
+    assert high - low < .6 * np.subtract(*interval(*study)[::-1])
+
+
+def test_draws_without_a_class():
+    labels, predictions, subjects = [0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1]
+    assert interval(labels, predictions, subjects, classes=2) == (.5, 1.)
+    assert interval(labels, predictions, subjects, classes=2, absent=float("nan")) == (1., 1.)
+
+
+@pytest.mark.parametrize("changed, told", [
+    (dict(level=0), "level must lie between 0 and 1, got 0"), (dict(level=95), "got 95"), (dict(resamples=0), "one or more resamples, got 2 and 0"),
+    (dict(score=max), "uf1, uar or accuracy, got max"), (dict(subjects=["a", "a", "a"]), "two or more subjects"), (dict(predictions=[0, 1, 3]), "got 3"),
+    (dict(subjects=["a", "b"]), "one subject a clip; got 2, of shape"), (dict(subjects=["a", "b", None]), "got 2, .*for 3 clips"),
+    (dict(subjects=[["a"], ["b"], ["c"]]), "one subject a clip"),
+])
+def test_bad_intervals(changed, told):
+    given = dict(labels=[0, 1, 2], predictions=[0, 1, 1], subjects=["a", "a", "b"]) | changed
+    with pytest.raises(ValueError, match=told): interval(**given)
