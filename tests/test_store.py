@@ -1,23 +1,29 @@
 """The store: parallel equals serial, kill and resume, two processes at once, other settings, files gone bad."""
+import errno
+import hashlib
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import zlib
 from dataclasses import replace
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from filelock import FileLock
 
 from frl_dgt_nb.clips import Exclusion
 from frl_dgt_nb.databases import Database, read_folder
 from frl_dgt_nb.faces import align, alignment_transform, detect_landmarks, read_image
-from frl_dgt_nb.store import FaceStore, clip_index, default_workers, prepare, read_journal, write_atomic
+from frl_dgt_nb.files import write_atomic
+from frl_dgt_nb.store import FaceStore, clip_index, default_workers, prepare, read_journal, settings_of
 
 SIZE = 64
 
@@ -116,7 +122,6 @@ def test_killed_and_resumed(database, tmp_path, store):
 def test_rows_that_are_not_as_the_journal_says_are_done_again(database, store, tmp_path):
     for name in ("frames.npy", "settings.json"):
         (tmp_path / name).write_bytes((store.path / name).read_bytes())
-    import zlib
     lines = [{"clip": row["clip_id"], "crc": zlib.crc32(store.clip(i)), "landmarks": row["landmarks"].ravel().tolist(), "transform": row["transform"].ravel().tolist()}
              for i, row in store.index.iterrows()]
     write_atomic(tmp_path / "journal.jsonl", "\n".join(json.dumps(line) for line in lines).encode())
@@ -234,17 +239,114 @@ def test_a_folder_without_a_store(tmp_path):
 
 def test_a_full_disk_is_an_error_before_the_work(database, tmp_path, monkeypatch):
     from collections import namedtuple
-    monkeypatch.setattr("frl_dgt_nb.store.shutil.disk_usage", lambda path: namedtuple("Usage", "free")(10))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: namedtuple("Usage", "free")(10))
     with pytest.raises(ValueError, match="0.0 GB are free"):
         prepare(database, tmp_path, SIZE, progress=False)
 
 
-def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
-    write_atomic(tmp_path / "a.json", b"old")
-    monkeypatch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError):
-        write_atomic(tmp_path / "a.json", b"new")
-    assert (tmp_path / "a.json").read_bytes() == b"old"
+@pytest.mark.parametrize("fails", ["lost.json", "index.parquet"])
+def test_a_disk_that_fills_up_at_the_end_costs_nothing_that_is_done(database, store, tmp_path, monkeypatch, fails):
+    real = os.replace
+    def full(part, path):
+        if str(path).endswith(fails):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(part, path)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        with pytest.raises(ValueError, match=f"the disk is full .* while writing {tmp_path}; make room"):
+            prepare(database, tmp_path, SIZE, progress=False)
+    with pytest.raises(ValueError, match="not finished; call prepare"):
+        FaceStore(tmp_path)
+    monkeypatch.setattr("frl_dgt_nb.store.align_clip", None) # nothing is left to do
+    assert np.array_equal(prepare(database, tmp_path, SIZE, progress=False).frames, store.frames)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_full_disk_in_the_journal(database, store, tmp_path, monkeypatch):
+    real = json.dumps
+    def full(value, **more):
+        if isinstance(value, dict) and value.get("clip") == database.clips[4].clip_id:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(value, **more)
+    with monkeypatch.context() as patch:
+        patch.setattr("frl_dgt_nb.store.json.dumps", full)
+        with pytest.raises(ValueError, match="the disk is full"):
+            prepare(database, tmp_path, SIZE, workers=1, progress=False)
+    assert len(read_journal(tmp_path, clip_index(database.clips))) == 4
+    assert np.array_equal(prepare(database, tmp_path, SIZE, progress=False).frames, store.frames)
+
+
+@pytest.mark.parametrize("line", ["3", "[]", "null", "{}", '{"clip": "folder/no/such", "crc": 1}', '{"clip": ["a"], "crc": 1}', '{"clip": 1}', "\udcff\udcfe", "\0" * 40])
+def test_a_journal_gone_bad_is_done_again(database, store, tmp_path, line):
+    for name in ("frames.npy", "settings.json"):
+        (tmp_path / name).write_bytes((store.path / name).read_bytes())
+    whole = {"clip": database.clips[0].clip_id, "crc": zlib.crc32(store.clip(0)), "landmarks": [0.] * 136, "transform": [0.] * 6}
+    short = {**whole, "clip": database.clips[1].clip_id, "crc": zlib.crc32(store.clip(1)), "landmarks": [0.] * 2}
+    (tmp_path / "journal.jsonl").write_text("\n".join([line, json.dumps(whole), json.dumps(short), json.dumps(whole)[:70]]), errors="surrogateescape")
+    assert list(read_journal(tmp_path, clip_index(database.clips))) == [whole["clip"]]
+
+
+def damaged(store, folder, name, content):
+    "A copy of a store in which one file holds something else; None removes it."
+    shutil.copytree(store.path, folder, dirs_exist_ok=True)
+    (folder / name).unlink() if content is None else (folder / name).write_bytes(content(store.path.joinpath(name).read_bytes()))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["settings.json", "index.parquet", "frames.npy", "lost.json", "excluded.json"])
+@pytest.mark.parametrize("content", [None, lambda whole: b"", lambda whole: whole[:len(whole) // 2], lambda whole: whole[:-1], lambda whole: bytes(len(whole)), lambda whole: b"{}"],
+                         ids=["gone", "empty", "half", "all but one byte", "zeros", "{}"])
+def test_a_damaged_store_is_never_opened(store, tmp_path, name, content):
+    with pytest.raises(ValueError, match="overwrite=True|call prepare"):
+        FaceStore(damaged(store, tmp_path, name, content))
+
+
+def test_an_index_of_other_frames_or_columns_is_refused(store, tmp_path):
+    index = pd.read_parquet(store.path / "index.parquet")
+    for other in (index.assign(start=index["start"] + 1), index.drop(columns="landmarks"), index.assign(n_frames=-9), index.iloc[:0]):
+        damaged(store, tmp_path, "index.parquet", lambda whole: other.to_parquet(index=False))
+        with pytest.raises(ValueError, match="is damaged .*overwrite=True"):
+            FaceStore(tmp_path)
+
+
+def test_a_store_cut_short_can_be_made_anew(database, store, tmp_path):
+    damaged(store, tmp_path, "frames.npy", lambda whole: whole[:-9])
+    with pytest.raises(ValueError, match="damaged"):
+        prepare(database, tmp_path, SIZE, progress=False)
+    assert np.array_equal(prepare(database, tmp_path, SIZE, progress=False, overwrite=True).frames, store.frames)
+
+
+def test_where_the_apex_comes_from(database, store, tmp_path):
+    assert set(store.index["apex_source"]) == {"labelled"}
+    old = pd.read_parquet(store.path / "index.parquet").drop(columns="apex_source") # as made before there was the column
+    assert set(FaceStore(damaged(store, tmp_path, "index.parquet", lambda whole: old.to_parquet(index=False))).index["apex_source"]) == {"labelled"}
+    middle = [replace(database.clips[0], apex_source="middle"), *database.clips[1:]]
+    with pytest.raises(ValueError, match="other settings .checksum"):
+        prepare(replace(database, clips=middle), store.path, SIZE, progress=False)
+    assert list(clip_index(middle)["apex_source"][:2]) == ["middle", "labelled"]
+
+
+def test_the_checksum_of_labelled_clips_is_as_it_always_was(database):
+    told = [[c.clip_id, c.label, c.emotion, c.action_units, c.onset, c.apex, c.offset, c.numbers, [[path.name, path.stat().st_size] for path in c.frames]]
+            for c in database.clips]
+    assert settings_of(database.clips, SIZE, False, None)["checksum"] == hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def test_a_finished_store_that_may_only_be_read_is_opened(database, store, tmp_path, monkeypatch):
+    shutil.copytree(store.path, tmp_path / "theirs")
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "theirs").iterdir())
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert len(prepare(database, tmp_path / "theirs", SIZE, progress=False)) == len(store)
+    assert before == sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "theirs").iterdir())
+    with pytest.raises(ValueError, match="size: 64 there"):
+        prepare(database, tmp_path / "theirs", 128, progress=False)
+
+
+def test_a_file_in_the_way(database, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file/store"):
+        with pytest.raises(ValueError, match="a file is in its way"):
+            prepare(database, out, SIZE, progress=False)
 
 
 def test_few_frames_need_no_workers():
