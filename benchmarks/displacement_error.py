@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from frl_dgt_nb.databases import read_database
+from frl_dgt_nb.official import read_database
 from frl_dgt_nb.dgm import DisplacementModule, displacement_loss, endpoint_error, face_mask, remove_affine_drift, remove_drift
 from frl_dgt_nb.guided import evidence, least_squares, load_guided
 from frl_dgt_nb.store import prepare

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from frl_dgt_nb import training
-from frl_dgt_nb.databases import read_database
+from frl_dgt_nb.official import read_database
 from frl_dgt_nb.guided import evidence, least_squares
 from frl_dgt_nb.loso import run_loso
 from frl_dgt_nb.model import PRESETS

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from frl_dgt_nb.databases import read_database
+from frl_dgt_nb.official import read_database
 from frl_dgt_nb.metrics import uf1
 from frl_dgt_nb.store import prepare
 

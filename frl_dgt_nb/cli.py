@@ -42,7 +42,7 @@ def prepare(data:Path, database:Layout, store:Path, workers:NonNegativeInt=0, ov
         workers: processes; 0 is as many as pay off
         overwrite: make anew what --store holds
     """
-    from frl_dgt_nb.databases import read_database
+    from frl_dgt_nb.official import read_database
     from frl_dgt_nb.store import prepare as prepare_store
     faces = prepare_store(read_database(data, database), store, workers=workers or None, overwrite=overwrite)
     print(f"{len(faces)} clips of {faces.index.subject_id.nunique()} subjects in {store}, {len(faces.excluded)} excluded")
@@ -81,7 +81,7 @@ def loso(data:Path, database:Layout, out:Path, preset:str="tiny", device:Device=
         store: folder of the aligned faces; unless given, one in stores/ beside the run, shared by all runs on the same data
     """
     check_run(preset, device, out, resume)
-    from frl_dgt_nb.databases import read_database
+    from frl_dgt_nb.official import read_database
     from frl_dgt_nb.loso import run_loso
     from frl_dgt_nb.report import write_report
     from frl_dgt_nb.store import prepare as prepare_store

@@ -101,14 +101,16 @@ def casme2_name(number): return f"EP{1 + number // 20:02d}_{1 + number % 20:02d}
 
 
 def make_casme2(folder, official=False, subjects="text", preface=0, sheet="CASME2-coding-20140508.xlsx", nested=False, sets=("raw",), strays=True, lost_apexes=0,
-                wrong_offset=False, frames=3, size=8, pictures=None, first=46) -> Made:
+                wrong_offset=False, sheet_only=False, frames=3, size=8, pictures=None, first=46) -> Made:
     """CASME II.
 
     `subjects` "text", "int" or "mixed" cells; `nested` the first folder twice; `sets` of "raw", "cropped"; `strays` the two folders without a row;
-    `lost_apexes` the copy whose first so many usable rows have no apex; `wrong_offset` one offset before its onset (the clip stays).
+    `lost_apexes` the copy whose first so many usable rows have no apex; `wrong_offset` one offset before its onset (the clip stays);
+    `sheet_only` writes no frames.
     """
     made, lines, lost = Made(Path(folder)), [], 0
     pictures = pictures or [picture(".jpg", size)]
+    sets = () if sheet_only else sets
     homes = {"raw": "CASME2_RAW_selected/CASME2_RAW_selected" if nested else "CASME2_RAW_selected", "cropped": "Cropped/Cropped" if nested else "Cropped"}
     for position, (subject, name, emotion) in enumerate(casme2_rows(official)):
         numbers, onset, apex, offset = key_frames(first, frames, position)

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frl_dgt_nb.databases import as_text, counts, find_subjects, list_frames, mend_offset, read_casme2, read_database, read_folder
+from frl_dgt_nb.databases import as_text, choose_subjects, counts, find_subjects, list_frames, mend_offset, read_folder
+from frl_dgt_nb.official import read_casme2, read_database
 
 HEADINGS = ["Subject", "Filename", None, "OnsetFrame", "ApexFrame", "OffsetFrame", None, "Action Units", "Estimated Emotion"]
 
@@ -82,7 +83,7 @@ def test_raw_frames_before_cropped_ones_and_other_folders_ignored(tmp_path):
     assert read_casme2(tmp_path, frames=tmp_path / "Cropped").clips[0].frames[0].name == "reg_img10.jpg"
     touch_frames(tmp_path / "another_raw/sub01/a", [1])
     with pytest.raises(ValueError, match="another_raw.*frames=FOLDER"):
-        find_subjects(tmp_path)
+        choose_subjects(tmp_path, find_subjects(tmp_path, r"sub\d+"), "sub01/a/img1.jpg")
 
 
 def test_two_sheets_are_an_error_with_both_names(tmp_path):
@@ -90,10 +91,10 @@ def test_two_sheets_are_an_error_with_both_names(tmp_path):
     write_sheet(tmp_path / "second.xlsx", [row(1, "a", "surprise")])
     write_sheet(tmp_path / "unrelated.xlsx", [], headings=["a", "b"])
     (tmp_path / "~$second.xlsx").write_bytes(b"lock of a spreadsheet program")
-    with pytest.raises(ValueError, match="CASME2-coding-20140508.xlsx, second.xlsx"):
+    with pytest.raises(ValueError, match=r"2 .*CASME2-coding-20140508.xlsx \[Sheet\], second.xlsx \[Sheet\]"):
         read_casme2(tmp_path)
     assert read_casme2(tmp_path, sheet=tmp_path / "second.xlsx").clips[0].label == 2
-    with pytest.raises(ValueError, match="no row with the headings"):
+    with pytest.raises(ValueError, match="unrelated.xlsx has other headings"):
         read_casme2(tmp_path, sheet=tmp_path / "unrelated.xlsx")
 
 
@@ -102,7 +103,7 @@ def test_offsets_are_mended_and_noted_and_stray_folders_too(tmp_path):
     touch_frames(tmp_path / "CASME2_RAW_selected/sub09/EP02_02f", [1])
     database = read_casme2(tmp_path)
     assert [c.offset for c in database.clips] == [15, 15, 15]
-    assert len(database.notes) == 3 and "sub09/ep02_02f" in database.notes[2] and "99" in database.notes[0]
+    assert len(database.notes) == 3 and "casme2/sub09/EP02_02f" in database.notes[2] and "99" in database.notes[0]
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, unique=True).map(sorted), st.integers(0, 40), st.integers(0, 60))
@@ -164,8 +165,8 @@ def test_mistakes_in_a_table_name_file_and_place(tmp_path, table, words):
 
 
 def test_doors_that_are_not_there(tmp_path):
-    for call, words in ((lambda: read_folder(tmp_path), "clips.csv is missing"), (lambda: read_casme2(tmp_path), "no workbook"),
-                        (lambda: read_folder(tmp_path / "no"), "not a folder"), (lambda: read_database(tmp_path, "samm"), "no reader.*casme2, folder")):
+    for call, words in ((lambda: read_folder(tmp_path), "clips.csv is missing"), (lambda: read_casme2(tmp_path), "there is no workbook"),
+                        (lambda: read_folder(tmp_path / "no"), "not a folder"), (lambda: read_database(tmp_path, "casme3"), "no reader.*casme2, samm, smic, composite, folder")):
         with pytest.raises(ValueError, match=words):
             call()
 
