@@ -72,7 +72,7 @@ def clip_folders(home:Path, database:str) -> dict[tuple[str, str], Path]: # (sub
 def read_coded(database:str, root:str|Path, classes:int, sheet:str|Path|None, frames:str|Path|None) -> Database:
     "CASME II or SAMM. Every row of the sheet becomes a clip or an exclusion with its reason."
     class_names(classes) # no such scheme: an error now, not an exclusion of every row
-    root, clips, excluded, notes, seen = existing(root), [], [], [], set()
+    root, clips, excluded, notes, seen = existing(root), [], [], [], {}
     table = find_table([Path(sheet)] if sheet else find_books(root), lambda table: is_sheet_of(table, database), f"{database} in {sheet or root}")
     home = existing(frames) if frames else choose_subjects(root, find_frames(root, database), LAYOUTS[database][-1])
     folders = clip_folders(home, database)
@@ -80,9 +80,8 @@ def read_coded(database:str, root:str|Path, classes:int, sheet:str|Path|None, fr
         row["subject"] = subject_name(database, row["subject"])
         key = row["subject"], row["name"].lower()
         try:
-            if key in seen:
-                raise ValueError(f"row {number} of the sheet repeats this clip")
-            seen.add(key)
+            if (first := seen.setdefault(key, row)) is not row:
+                raise ValueError(f"row {number} of the sheet repeats row {first.name}" + ("" if row.equals(first) else " with other values; the first is used"))
             clip, note = make_clip(row, database, coded_label(row["emotion"], database, classes), folders.get(key))
             clips.append(clip)
             notes += note
@@ -152,8 +151,11 @@ def read_smic(
         raise ValueError(f"classes={classes!r}: SMIC knows {', '.join(CLASSES)} alone; choose 3")
     root, clips, excluded = existing(root), {}, []
     home, notes = find_smic(existing(frames or root))
-    for folder in (path for path, _ in walk(home) if path.parts[-3:-2] and path.parts[-3].lower() == "micro"):
-        subject = subject_name("smic", folder.parts[-4])
+    for folder, _ in walk(home):
+        inside = folder.relative_to(home).parts # s01, micro, negative, s01_ne_01
+        if len(inside) < 4 or inside[-3].lower() != "micro":
+            continue
+        subject = subject_name("smic", inside[-4])
         clip_id = f"smic/{subject}/{smic_name(folder.name, subject)}"
         try:
             if clip_id in clips:
