@@ -81,7 +81,7 @@ def read_coded(database:str, root:str|Path, classes:int, sheet:str|Path|None, fr
         key = row["subject"], row["name"].lower()
         try:
             if (first := seen.setdefault(key, row)) is not row:
-                raise ValueError(f"row {number} of the sheet repeats row {first.name}" + ("" if row.equals(first) else " with other values; the first is used"))
+                raise ValueError(f"row {number} of the sheet repeats this clip of row {first.name}" + ("" if row.equals(first) else " with other values; the first is used"))
             clip, note = make_clip(row, database, coded_label(row["emotion"], database, classes), folders.get(key))
             clips.append(clip)
             notes += note

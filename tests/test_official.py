@@ -355,7 +355,7 @@ def test_repeated_rows(tmp_path):
     database = read_casme2(tmp_path)
     first = f"casme2/sub01/{casme2_rows()[0][1]}"
     assert labels(database) == made.labels
-    assert [one.reason for one in database.excluded if one.clip_id == first] == ["row 13 of the sheet repeats row 2", "row 14 of the sheet repeats row 2 with other values; the first is used"]
+    assert [one.reason for one in database.excluded if one.clip_id == first] == ["row 13 of the sheet repeats this clip of row 2", "row 14 of the sheet repeats this clip of row 2 with other values; the first is used"]
 
 
 def test_names_with_blanks_and_letters_of_the_world(tmp_path):
