@@ -50,21 +50,14 @@ def as_text(cell:object) -> str:
         return ""
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
 
-def as_frame(
-    cell:str, # text, from as_text
-    name:str, # onset, apex or offset, for the message
-) -> int:
+def as_frame(cell:str, name:str) -> int: # cell is from as_text; name is onset, apex or offset, for the message
     "A cell as frame number. `ValueError` if it is none, such as the `/` of a clip without apex."
     if not re.fullmatch(r"\d+", cell):
         raise ValueError(f"{name} frame is {cell!r}, not a number" if cell else f"{name} frame is not given")
     return int(cell)
 
 # %% ../nbs/02_databases.ipynb #c013
-def mend_offset(
-    numbers:list[int], # of the frames there are
-    apex:int,
-    offset:int,
-) -> int:
+def mend_offset(numbers:list[int], apex:int, offset:int) -> int: # numbers are those of the frames there are
     "The offset, or the nearest frame to it at or after the apex if it isn't there."
     later = [n for n in numbers if n >= apex]
     return offset if offset in later or not later else min(later, key=lambda n: abs(n - offset)) if offset > apex else later[-1]
@@ -199,7 +192,12 @@ def read_table(path:Path) -> pd.DataFrame: # all text; index: line of the file
     "The table of a folder of one's own. `ValueError` names the columns that it lacks."
     if not path.is_file():
         raise ValueError(f"{path} is missing; it must be a table with the columns {', '.join(COLUMNS)}")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig").rename(columns=str.strip)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig").fillna("").rename(columns=str.strip)
+        if len(table) and not isinstance(table.index, pd.RangeIndex): # pandas has taken the first column for an index
+            raise ValueError("its rows have more cells than its first line has headings")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} can't be read as a table ({error}); save it as text with commas between its columns (CSV, UTF-8)") from None
     if missing := [column for column in COLUMNS if column not in table]:
         raise ValueError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; it has {', '.join(table.columns)}")
     return table.assign(action_units=table.get("action_units", "")).map(str.strip).set_axis(range(2, len(table) + 2), axis=0)
@@ -219,7 +217,7 @@ def read_folder(
     name:str="folder", # of the database: the first part of every clip_id
 ) -> Database:
     "A set of one's own. A mistake in the table is an error; a clip whose frames can't be used is an exclusion."
-    root, clips, excluded, notes = existing(root), [], [], []
+    root, clips, excluded, notes, seen = existing(root), [], [], [], {}
     class_names(classes)
     for line, row in read_table(root / "clips.csv").iterrows():
         try:
@@ -227,6 +225,8 @@ def read_folder(
         except ValueError as error:
             raise ValueError(f"{root / 'clips.csv'}, line {line}: {error}") from None
         try:
+            if (first := seen.setdefault((row["subject"], row["name"]), line)) != line:
+                raise ValueError(f"line {line} of clips.csv repeats line {first}, which is used")
             if label is None:
                 raise ValueError(f"emotion {row['emotion']!r} is left out of the {classes} classes")
             clip, note = make_clip(row, name, label, root / "frames" / row["subject"] / row["name"])
