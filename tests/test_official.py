@@ -243,9 +243,12 @@ def test_smic_folders_that_are_no_clip(tmp_path):
     (home / "negative/s01_ne_09").mkdir()
     write_frames(home / "tense/s01_te_01", ["image1.bmp", "image2.bmp"], [b"x"])
     write_frames(home / "positive/s01_ne_01", ["image1.bmp", "image2.bmp"], [b"x"]) # a second time, in another class
+    write_frames(home / "negative/s01_ne_01/thumbnails", ["image1.bmp", "image2.bmp"], [b"x"])
+    write_frames(root / "HS/s01/non_micro/negative/s01_ne_02", ["image1.bmp", "image2.bmp"], [b"x"])
     database = read_smic(root / "HS")
     assert labels(database) == made.labels
     found = {key.rpartition("/")[2]: reason for key, reason in reasons(database).items()}
+    assert len(database.excluded) == len(found) == 4
     assert "frames is 1" in found["s01_ne_08"] and "frames is 0" in found["s01_ne_09"] and "'tense'" in found["s01_te_01"] and "repeats" in found["s01_ne_01"]
 
 
@@ -276,12 +279,12 @@ def test_the_official_list_is_compared(tmp_path):
     assert not any("combined" in note for note in before.notes)
     text = path.read_text()
     assert "samm,6,006_1_2,0\n" in text
-    path.write_text("\ufeffDatabase,Subject,Clip,Class\n" + text.replace("samm,6,006_1_2,0\n", "SAMM,6,006_1_2,1\n").replace("smic,s01,s01_ne_01,0\n", "") +
-                    "casme2,sub04,EP12_01f,0\n\nnonsense\n", encoding="utf-8")
+    path.write_text("\ufeff" + text.replace("samm,6,006_1_2,0\n", "SAMM,6,006_1_2,1\n").replace("smic,s01,s01_ne_01,0\n", "") +
+                    "casme2,sub04,EP12_01f,0\n\nDatabase,Subject,Clip,Class\nnonsense\n", encoding="utf-8")
     after = read_composite(tmp_path)
     assert labels(after) == made.labels # the sheets decide
     said = after.notes[len(before.notes):]
-    assert ["line 1" in said[0], "nonsense" in said[1]] == [True, True]
+    assert [f"line {len(made.labels) + 2}: 'Database," in said[0], "'nonsense' is not database,subject,clip,label" in said[1]] == [True, True]
     assert said[2:] == ["casme2/sub04/EP12_01f: negative in combined_3class_gt.csv, left out here", "samm/006/006_1_2: positive in combined_3class_gt.csv, negative here",
                         "smic/s01/s01_ne_01: not there in combined_3class_gt.csv, negative here"]
 
