@@ -52,6 +52,7 @@ def differences(stored:dict, wanted:dict, prefix:str="")->list[str]: # one line 
 def read_settings(out:Path)->dict: # as `run_settings` tells them today
     "A run's config.json; what its version did not know yet has the default"
     stored = json.loads((out / "config.json").read_text())
+    if "baseline" in stored["model"]: return stored  # a run of notebook 34 has settings of its own
     return stored | {"model": asdict(ModelConfig()) | stored["model"], "train": asdict(TrainConfig()) | stored["train"]}
 
 # %% ../nbs/33_folds.ipynb #335010
@@ -112,7 +113,7 @@ def best_epoch(fold:dict)->int: # position in fold["epochs"]
     right = np.array(fold["probabilities"]).argmax(-1) == np.array(fold["labels"])
     return int(right.sum(1).argmax())
 
-# %% ../nbs/33_folds.ipynb #335008
+# %% ../nbs/33_folds.ipynb #9021a7c3
 def inner_epoch(fold:dict)->int: # position in fold["epochs"]
     "The stored epoch with the lowest cross-entropy on the held-out training subjects, the earliest of several: the test subject has no say"
     chances = np.array(fold["inner_probabilities"])[:, range(len(fold["inner_labels"])), fold["inner_labels"]]  # (epochs,clips) of the true class

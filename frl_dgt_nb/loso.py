@@ -26,7 +26,7 @@ from .folds import finish_run, fold_path, load_fold, open_run, run_settings, sav
 from .model import PRESETS, ModelConfig
 from .sampling import load_frames
 from .store import FaceStore
-from .training import TRAIN_PRESETS, TrainConfig, train_fold
+from .training import TRAIN_PRESETS, TrainConfig, check_fit, train_fold
 
 # %% ../nbs/33_loso.ipynb #330019
 @lru_cache(maxsize=1)
@@ -45,7 +45,7 @@ def run_fold(
     progress:bool, # bar over epochs
 )->str: # subject_id
     "Train one fold and store it: the unit of work, in this process or another"
-    frames = shared_frames(store.path, str(store.settings), device)
+    frames = shared_frames(store.path, str(store.settings), device) if model_config.frames else None
     logs = out / "logs" / fold_path(out, subject_id, "").name
     shutil.rmtree(logs, ignore_errors=True)  # of an attempt that was stopped
     result = train_fold(store, subject_id, model_config, train_config, seed, device, logs, progress, frames)
@@ -106,6 +106,7 @@ def run_loso(
     model_config, train_config, device = model_config or PRESETS[preset], train_config or TRAIN_PRESETS[preset], str(pick_device(device))
     out, subjects = Path(out), store.index.subject_id.unique().tolist()
     if len(subjects) < 2: raise ValueError(f"leaving one subject out takes two or more, the store has {len(subjects)}")
+    check_fit(store, model_config, train_config)
     if train_config.inner > len(subjects) - 2:
         raise ValueError(f"inner={train_config.inner} of the {len(subjects)-1} training subjects of a fold can't be held out, one must be left to train on; lower inner")
     threads = threads or max(1, torch.get_num_threads() // workers)

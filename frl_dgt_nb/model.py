@@ -26,7 +26,7 @@ from .guided import load_guided
 from .regions import crop_boxes
 
 # %% ../nbs/23_model.ipynb #23424114
-CHANNELS = {"onset": 3, "apex": 3, "displacement": 2} # what a crop can show, and its channels
+CHANNELS = {"onset": 3, "apex": 3, "displacement": 2, "strain": 1} # what a crop can show, and its channels
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -46,7 +46,7 @@ class ModelConfig:
     alpha:float = .2             # 3.3
     gradient_scale:float = 1e-6  # 3.3
     normalize:bool = True        # 3.1: minor displacements up, major ones down, for the crops
-    module:str = "plain"         # 3.1; "guided" is notebook 14's, trained beforehand: a departure
+    module:str = "plain"         # 3.1; "guided" is notebook 14's, trained beforehand; "given": none, as in row M0 of Table 2
     dgm_size:int = 256           # side at which the displacement module works; Guess
     dgm_width:int = 32           # its channels at full size; Guess
     dgm_depth:int = 4            # how often it halves the image; Guess
@@ -56,6 +56,12 @@ class ModelConfig:
     @property
     def channels(self)->int: return sum(CHANNELS[name] for name in self.sees)  # M
 
+    @property
+    def looks(self)->bool: return "onset" in self.sees or "apex" in self.sees  # the crops show frames
+
+    @property
+    def frames(self)->bool: return self.looks or self.module == "plain"  # training needs frames, to show them or to learn a displacement
+
 # %% ../nbs/23_model.ipynb #0cead4c9
 def check_config(config:ModelConfig)->None:
     "ValueError for settings that don't fit together, with what would."
@@ -63,7 +69,8 @@ def check_config(config:ModelConfig)->None:
     if isinstance(c.sees, str) or not c.sees or not set(c.sees) <= set(CHANNELS) or len(set(c.sees)) < len(c.sees):
         raise ValueError(f"got sees={c.sees!r}, wanted a tuple of different names out of {tuple(CHANNELS)}")
     object.__setattr__(c, "sees", tuple(c.sees))
-    if c.module not in ("plain", "guided"): raise ValueError(f"got module={c.module!r}, wanted 'plain' or 'guided'")
+    if c.module not in ("plain", "guided", "given"): raise ValueError(f"got module={c.module!r}, wanted 'plain', 'guided' or 'given'")
+    if "strain" in c.sees and c.module != "given": raise ValueError(f"got sees={c.sees} with module={c.module!r}; strain is only there where it is given")
     if c.fusion not in FUSIONS: raise ValueError(f"got fusion={c.fusion!r}, wanted one of {sorted(FUSIONS)}")
     for name in ("classes", "regions", "crop_size", "patch", "dim", "heads", "depth", "full_size", "dgm_size", "dgm_width", "dgm_depth"):
         if getattr(c, name) < 1: raise ValueError(f"got {name}={getattr(c, name)}, wanted 1 or more")
@@ -82,13 +89,15 @@ PRESETS = {
     "tiny": ModelConfig(crop_size=45, patch=9, dim=64, heads=4, depth=1, full_size=72, dgm_size=128, dgm_width=8),
     "best": ModelConfig(module="guided", sees=("displacement",), displacement_noise=.4,
                         crop_size=20, patch=10, dim=32, heads=4, depth=1, full_size=40, dropout=.2),
+    "flow": ModelConfig(module="given", sees=("displacement", "strain"), displacement_noise=.4,
+                        crop_size=12, patch=6, dim=32, heads=4, depth=1, full_size=24, dropout=.2),
 }
 
 # %% ../nbs/23_model.ipynb #ad7ccd0f
 class Output(NamedTuple):
     "What FRLDGT returns for a batch."
     logits:Tensor         # (B,classes)
-    displacement:Tensor   # (B,2,H,W), as the module gives it: not normalised, gradient not scaled
+    displacement:Tensor   # (B,2,H,W), as the module gives it or as it was given: not normalised, gradient not scaled
     local_weights:Tensor  # (B,K,h,N)
     global_weights:Tensor # (B,h,K)
     full_weights:Tensor   # (B,h,N_full)
@@ -121,7 +130,8 @@ class FRLDGT(nn.Module):
         super().__init__()
         self.config = c = config
         block = dict(dim=c.dim, heads=c.heads, depth=c.depth, dropout=c.dropout, fusion=c.fusion)
-        self.dgm = load_guided().requires_grad_(False) if c.module == "guided" else DisplacementModule(c.dgm_width, c.dgm_depth, c.alpha)
+        if c.module == "plain": self.dgm = DisplacementModule(c.dgm_width, c.dgm_depth, c.alpha)
+        else: self.dgm = load_guided().requires_grad_(False) if c.module == "guided" else None
         self.local_fusion = LocalFusion(c.regions, channels=c.channels, size=c.crop_size, patch=c.patch, **block)
         self.global_fusion = GlobalFusion(c.regions, **block)
         self.full_fusion = FullFaceFusion(c.channels, c.full_size, patch=c.patch, **block)
@@ -141,23 +151,24 @@ class FRLDGT(nn.Module):
         return resize(self.dgm(resize(onset, size, size), resize(apex, size, size)), *onset.shape[-2:])
 
     def look(self,
-        onset:Tensor, apex:Tensor, displacement:Tensor, # (B,3,H,W), (B,3,H,W), (B,2,H,W)
+        onset:Tensor|None, apex:Tensor|None, # (B,3,H,W), or None where frames aren't seen
+        displacement:Tensor, # (B,2,H,W), or (B,3,H,W) with strain
     )->Tensor: # (B,M,H,W)
         "What the fusion sees: frames centred to [-1,1], displacement normalised (in training with noise), its gradient scaled."
-        displacement = scale_gradient(displacement, self.config.gradient_scale)
+        strain, displacement = displacement[:, 2:], scale_gradient(displacement[:, :2], self.config.gradient_scale)
         if self.config.normalize: displacement = normalize_displacement(displacement)
         noise = self.config.displacement_noise if self.training else 0
         if noise: displacement = displacement + noise * smooth_noise(displacement)
-        maps = {"onset": 2*onset - 1, "apex": 2*apex - 1, "displacement": displacement}
-        return torch.cat([maps[name] for name in self.config.sees], 1)
+        maps = {"onset": onset, "apex": apex, "displacement": displacement, "strain": strain}
+        return torch.cat([2*maps[name] - 1 if name in ("onset", "apex") else maps[name] for name in self.config.sees], 1)
 
     def forward(self,
-        onset:Tensor, # (B,3,H,W) in [0,1]
-        apex:Tensor, # (B,3,H,W) in [0,1]
+        onset:Tensor|None, # (B,3,H,W) in [0,1]; None where a displacement is given and no frame is seen
+        apex:Tensor|None, # as onset
         boxes:Tensor, # (B,K,4): x0,y0,x1,y1 in pixels of the frames
-        displacement:Tensor|None=None, # (B,2,H,W) to use instead of the module's own
+        displacement:Tensor|None=None, # (B,2,H,W) to use instead of the module's own; (B,3,H,W) with strain
     )->Output:
-        check_batch(onset, apex, boxes, displacement, self.config.regions)
+        check_batch(self.config, onset, apex, boxes, displacement)
         if displacement is None: displacement = self.displace(onset, apex)
         maps = self.look(onset, apex, displacement)                     # (B,M,H,W)
         crops = crop_boxes(maps, boxes, size=self.config.crop_size)     # (B,K,M,90,90)
@@ -168,15 +179,18 @@ class FRLDGT(nn.Module):
         return Output(self.classifier(features), displacement, local_weights, global_weights, full_weights, features)
 
 # %% ../nbs/23_model.ipynb #ca447fb5
-def check_batch(onset:Tensor, apex:Tensor, boxes:Tensor, displacement:Tensor|None, regions:int)->None:
+def check_batch(config:ModelConfig, onset:Tensor|None, apex:Tensor|None, boxes:Tensor, displacement:Tensor|None)->None:
     "ValueError where the shapes of a batch don't fit together."
-    if onset.ndim != 4 or onset.shape[1] != 3: raise ValueError(f"got onset of shape {tuple(onset.shape)}, wanted (B,3,H,W)")
-    if not onset.is_floating_point(): raise ValueError(f"got frames of type {onset.dtype}, wanted floats in [0,1]; divide bytes by 255")
-    batch, _, height, width = onset.shape
-    wanted = dict(apex=(batch, 3, height, width), boxes=(batch, regions, 4), displacement=(batch, 2, height, width))
-    for name, value in (("apex", apex), ("boxes", boxes), ("displacement", displacement)):
-        if value is not None and value.shape != wanted[name]:
-            raise ValueError(f"got {name} of shape {tuple(value.shape)} beside onset {tuple(onset.shape)}, wanted {wanted[name]}")
+    if displacement is None and config.module == "given": raise ValueError("module='given' has no displacement module; pass displacement=")
+    if (onset is None or apex is None) and (displacement is None or config.looks): raise ValueError("got no frames, wanted onset and apex (B,3,H,W)")
+    name, first, channels = ("displacement", displacement, 3 if "strain" in config.sees else 2) if onset is None else ("onset", onset, 3)
+    if first.ndim != 4 or first.shape[1] != channels: raise ValueError(f"got {name} of shape {tuple(first.shape)}, wanted (B,{channels},H,W)")
+    if not first.is_floating_point(): raise ValueError(f"got {name} of type {first.dtype}, wanted floats; divide the bytes of frames by 255")
+    batch, _, height, width = first.shape
+    wanted = dict(apex=(batch, 3, height, width), boxes=(batch, config.regions, 4), displacement=(batch, 3 if "strain" in config.sees else 2, height, width))
+    for other, value in (("apex", apex), ("boxes", boxes), ("displacement", displacement)):
+        if value is not None and value.shape != wanted[other]:
+            raise ValueError(f"got {other} of shape {tuple(value.shape)} beside {name} {tuple(first.shape)}, wanted {wanted[other]}")
 
 # %% ../nbs/23_model.ipynb #a89ff202
 def parameter_table(

@@ -17,7 +17,7 @@ from jinja2 import DictLoader, Environment
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from .clips import class_names
-from .loso import fold_path, load_fold
+from .folds import fold_path, load_fold
 from .metrics import uf1
 from .model import FRLDGT, load_model
 from .plots import figure_png, flow_maximum, plot_confusion, plot_curves, plot_evidence
@@ -50,13 +50,14 @@ def explain(
     onset:np.ndarray, # (H,W,3) uint8, aligned
     apex:np.ndarray, # as onset
     landmarks:np.ndarray, # (68,2) in aligned pixels
+    displacement:np.ndarray|None=None, # (2,H,W), or (3,H,W) with strain, where it comes with the data
 )->dict[str,np.ndarray]: # probabilities (classes,), motion (2,H,W) px, boxes (9,4), weights (heads,9)
     "What the model makes of one pair, and how it weighs the regions."
     device = next(model.parameters()).device
     first, second = (torch.tensor(image, device=device).permute(2, 0, 1)[None].float() / 255 for image in (onset, apex))
     boxes = au_boxes(torch.as_tensor(landmarks).float()[None], onset.shape[0]).to(device)
-    with torch.inference_mode(): out = model(first, second, boxes)
-    found = dict(probabilities=out.logits.float().softmax(-1), motion=to_motion(out.displacement.float()), boxes=boxes, weights=out.global_weights.float())
+    with torch.inference_mode(): out = model(first, second, boxes, None if displacement is None else torch.tensor(displacement, device=device)[None])
+    found = dict(probabilities=out.logits.float().softmax(-1), motion=to_motion(out.displacement[:, :2].float()), boxes=boxes, weights=out.global_weights.float())
     return {name: value[0].cpu().numpy() for name, value in found.items()}
 
 # %% ../nbs/41_report.ipynb #82521b49
@@ -64,7 +65,8 @@ def explain_classes(run:str|Path, store:FaceStore, table:pd.DataFrame, classes:i
     "The typical clip of each class, seen by the model that had left its subject out."
     rows = {label: typical_clip(table, label) for label in range(classes)}
     models = {row: load_model(fold_path(run, table.subject_id[row], ".safetensors")) for row in rows.values() if row is not None}
-    return {label: (row, explain(models[row], *store.pair(row), store.landmarks[row])) for label, row in rows.items() if row is not None}
+    given = getattr(store, "displacements", [None] * len(store))
+    return {label: (row, explain(models[row], *store.pair(row), store.landmarks[row], given[row])) for label, row in rows.items() if row is not None}
 
 # %% ../nbs/41_report.ipynb #d57aacb2
 def evidence_figures(store:FaceStore, table:pd.DataFrame, seen:dict[int,tuple[int,dict]], names:tuple[str,...])->list[tuple[str,str,Figure]]: # class, what to say, picture
@@ -165,6 +167,8 @@ PARTS["evidence"] = """
 <p>One clip of each class: the one whose probability of its true class is the median of the class, so neither the best nor the worst. The model
 is that of the fold that had left the clip's subject out. Colours and arrows say where each point of the onset goes, on one scale for all; the
 wheel is the key. The boxes carry their mean share in the global fusion; without a preference each would have {{ even }}.</p>
+{% if given %}<p class="note">This run had no frames. In place of onset and apex stands the flow picture itself (red, green, blue: u, v, strain), which has no unit: read
+displacements as relative. All faces share one mean face.</p>{% endif %}
 {% for name, said, source in pictures %}<h3>{{ name }}</h3>
 {{ m.picture(source, "onset, apex, displacement and nine boxes of a clip of class " ~ name, said) }}
 {% endfor %}
@@ -191,6 +195,8 @@ PARTS["training"] = """
 <p class="note"><b>Oracle: UF1 {{ "%.3f" | format(report.oracle.uf1) }}, UAR {{ "%.3f" | format(report.oracle.uar) }}.</b> This takes for each
 subject the epoch that scored best on that very subject; it isn't a result, because choosing it needs the answers that the model is being
 asked for.</p>
+{% if report.inner %}<p><b>Inner: UF1 {{ "%.3f" | format(report.inner.uf1) }}, UAR {{ "%.3f" | format(report.inner.uar) }}.</b> For each subject the epoch
+that was best on training subjects held out for the choice; fair, from fewer training clips.</p>{% endif %}
 """
 PARTS["rest"] = """
 <h2>Left out</h2>
@@ -221,7 +227,7 @@ def page_content(report:dict, config:dict, table:pd.DataFrame)->dict:
     counted = [(name, report[key] if isinstance(report[key], int) else len(report[key])) for name, key in (("clips", "n_clips"), ("subjects", "n_subjects"), ("left out", "excluded"))]
     parts = [(name, part["n_clips"], *(number(part[key]) for key in ("uf1", "uar", "accuracy"))) for name, part in report["per_database"].items()]
     settings = [(group, ", ".join(f"{key} {value}" for key, value in values.items())) for group, values in config.items() if isinstance(values, dict)]
-    return dict(report=report, names=names, cards=scored + counted, databases=", ".join(report["per_database"]), chance=f".{round(100 / len(names))}", even=".11",
+    return dict(report=report, names=names, cards=scored + counted, databases=", ".join(report["per_database"]), chance=f".{round(100 / len(names))}", even=".11", given=config["model"].get("module") == "given",
                 class_rows=class_rows(report["confusion"], names), subject_rows=subject_rows(table, names), database_rows=parts,
                 excluded_rows=excluded_rows(report["excluded"]), setting_rows=[("seed", config["seed"]), *settings])
 

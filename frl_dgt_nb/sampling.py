@@ -54,13 +54,13 @@ def load_frames(
 # %% ../nbs/31_sampling.ipynb #310015
 class Batch(NamedTuple):
     "Frame pairs on the device, and on the CPU the record of where they came from"
-    onset:Tensor # (B,3,H,W) in [0,1]
-    apex:Tensor # (B,3,H,W) in [0,1]
+    onset:Tensor|None # (B,3,H,W) in [0,1]; None where nobody looks at frames
+    apex:Tensor|None # as onset
     boxes:Tensor # (B,9,4) pixels
     labels:Tensor # (B,) class; -100 (ignored by cross_entropy) in a pair without a label
     clips:Tensor # (B,) rows of store.index
     rows:Tensor # (B,2) rows of store.frames
-    displacement:Tensor|None=None # (B,2,H,W) where it is known beforehand
+    displacement:Tensor|None=None # (B,2,H,W) where it is known beforehand; (B,3,H,W) with strain
 
 # %% ../nbs/31_sampling.ipynb #310019
 def jitter_apex(
@@ -94,11 +94,11 @@ def mirror_some(
 
 # %% ../nbs/31_sampling.ipynb #31002b
 def mirror_displacement(
-    displacement:Tensor, # (B,2,H,W)
+    displacement:Tensor, # (B,2,H,W), or (B,3,H,W) with strain, which has no direction
     coin:Tensor, # (B,) bool, True: mirror this one
-)->Tensor: # (B,2,H,W)
+)->Tensor: # as displacement
     "Places exchanged and horizontal motion reversed where the coin says so"
-    mirrored = displacement.flip(-1) * displacement.new_tensor([-1, 1]).view(2, 1, 1)
+    mirrored = displacement.flip(-1) * displacement.new_tensor([-1, 1, 1])[:displacement.shape[1], None, None]
     return torch.where(coin.to(displacement.device)[:, None, None, None], mirrored, displacement)
 
 # %% ../nbs/31_sampling.ipynb #31002f
@@ -151,7 +151,8 @@ class FoldData:
         frames:Tensor|None=None, # `load_frames(store, device)`, to share it between folds
         boxes:Tensor|None=None, # (clips,9,4) instead of the AU boxes
         inner:Collection[str]=(), # subject_ids of `choose_inner`: neither trained on nor tested
-        displacements:Tensor|None=None, # (clips,2*apex_jitter+1,2,h,w) from the onset to the frames around the apex, known beforehand
+        displacements:Tensor|None=None, # (clips,2*apex_jitter+1,2,h,w) from the onset to the frames around the apex, known beforehand; 3: with strain
+        look:bool=True, # whether anybody looks at frames; they are half the work of a batch
     ):
         index = store.index
         test = torch.from_numpy((index.subject_id == test_subject).to_numpy(copy=True))
@@ -164,12 +165,13 @@ class FoldData:
             raise ValueError(f"batch normalisation needs batches of two or more: {len(self.train)} clips are left to train on, "
                              f"batch_size {batch_size}; use more subjects, or a larger batch")
         self.batch_size, self.apex_jitter, self.mirror, self.device = batch_size, apex_jitter, mirror, torch.device(device)
-        if displacements is not None and displacements.shape[:3] != (wanted := (len(index), 2*apex_jitter+1, 2)):
-            raise ValueError(f"got displacements of shape {tuple(displacements.shape)}, wanted {wanted} and two sizes: `known_displacements` "
+        wanted = [(len(index), 2*apex_jitter+1, channels) for channels in (2, 3)]
+        if displacements is not None and (displacements.ndim != 5 or displacements.shape[:3] not in wanted):
+            raise ValueError(f"got displacements of shape {tuple(displacements.shape)}, wanted {wanted[0]} and two sizes: `known_displacements` "
                              f"with reach={apex_jitter}")
-        self.displacements = displacements
-        self.frames = load_frames(store, device) if frames is None else frames
-        self.boxes = au_boxes(torch.as_tensor(store.landmarks), self.frames.shape[2]) if boxes is None else boxes
+        self.displacements, self.size, self.frames = displacements, store.settings["size"], None
+        if look: self.frames = load_frames(store, device) if frames is None else frames
+        self.boxes = au_boxes(torch.as_tensor(store.landmarks), self.size) if boxes is None else boxes
         for name in ("start", "n_frames", "onset", "apex", "offset", "label"):
             setattr(self, name, torch.from_numpy(index[name].to_numpy("int64", copy=True)))
 
@@ -187,14 +189,16 @@ class FoldData:
     )->Batch: # on the device
         "Frames by index: two gathers a batch, no loop over its samples"
         rows = self.start[clips, None] + torch.stack([first, second], 1)
-        onset, apex = (self.frames[r.to(self.device)].permute(0, 3, 1, 2).contiguous().float() / 255 for r in rows.T)
-        boxes, displacement = self.boxes[clips], None
+        onset = apex = displacement = None
+        if self.frames is not None:
+            onset, apex = (self.frames[r.to(self.device)].permute(0, 3, 1, 2).contiguous().float() / 255 for r in rows.T)
+        boxes = self.boxes[clips]
         if self.displacements is not None:
             known = self.displacements[clips, second - self.apex[clips] + self.apex_jitter]
-            displacement = F.interpolate(known.to(self.device), onset.shape[-2:], mode="bilinear", align_corners=False)
+            displacement = F.interpolate(known.to(self.device), (self.size, self.size), mode="bilinear", align_corners=False)
         if coin is not None:
-            onset, apex = mirror_some(onset, coin), mirror_some(apex, coin)
-            boxes = torch.where(coin[:, None, None], mirror_boxes(boxes, onset.shape[-1]), boxes)
+            if onset is not None: onset, apex = mirror_some(onset, coin), mirror_some(apex, coin)
+            boxes = torch.where(coin[:, None, None], mirror_boxes(boxes, self.size), boxes)
             if displacement is not None: displacement = mirror_displacement(displacement, coin)
         return Batch(onset, apex, boxes.to(self.device), labels.to(self.device), clips, rows, displacement)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAIN_PRESETS', 'TrainConfig', 'make_optimizers', 'class_weights', 'joint_loss', 'check_finite', 'Trainer',
-           'predict_test', 'FoldResult', 'scalar_log', 'train_fold']
+           'predict_test', 'FoldResult', 'scalar_log', 'check_fit', 'train_fold']
 
 # %% ../nbs/32_training.ipynb #320002
 import math
@@ -56,6 +56,7 @@ TRAIN_PRESETS = {
     "paper": TrainConfig(),
     "tiny": TrainConfig(epochs=10, fusion_rate=1e-3, pairs=16),
     "best": TrainConfig(epochs=25, fusion_rate=2e-3, weight_decay=.05, pairs=0, mirror=True),
+    "flow": TrainConfig(epochs=12, fusion_rate=2e-3, weight_decay=.05, pairs=0, apex_jitter=0, mirror=True),
 }
 
 # %% ../nbs/32_training.ipynb #320015
@@ -67,7 +68,7 @@ def make_optimizers(
     "Adam at a constant rate for the displacement module, Adam with cosine annealing for everything else (section 3.3)"
     adam = lambda weights, rate: AdamW(weights, rate, weight_decay=config.weight_decay)  # Adam where nothing decays
     fusion = [weight for name, weight in model.named_parameters() if not name.startswith("dgm.")]
-    module = [] if model.config.module == "guided" else [adam(model.dgm.parameters(), config.dgm_rate)]
+    module = [adam(model.dgm.parameters(), config.dgm_rate)] if model.config.module == "plain" else []
     optimizers = [*module, adam(fusion, config.fusion_rate)]
     return optimizers, CosineAnnealingLR(optimizers[-1], steps)
 
@@ -90,7 +91,7 @@ def joint_loss(
     dtype:torch.dtype|None=None, # of mixed precision; losses and warping are always in float32
 )->tuple[Tensor,dict[str,Tensor]]: # total, its parts
     "Cross-entropy, plus L_DGM of the labelled pairs unless they bring a displacement, plus L_DGM of the self-supervised ones (section 3.1)"
-    with torch.autocast(batch.onset.device.type, dtype, enabled=dtype is not None):
+    with torch.autocast(batch.boxes.device.type, dtype, enabled=dtype is not None):
         output = model(batch.onset, batch.apex, batch.boxes, batch.displacement)
         displacement = None if pairs is None else model.displace(pairs.onset, pairs.apex)
     parts = {"classification": cross_entropy(output.logits.float(), batch.labels, class_weight)}
@@ -198,6 +199,16 @@ def scalar_log(
     with SummaryWriter(str(log_dir)) as writer:
         yield lambda epoch, values: [writer.add_scalar(f"train/{name}", value, epoch) for name, value in values.items()]
 
+# %% ../nbs/32_training.ipynb #320046
+def check_fit(store:FaceStore, model_config:ModelConfig, train_config:TrainConfig)->None:
+    "ValueError where these settings can't be trained with on this store, with what could"
+    module, brings = model_config.module, hasattr(store, "displacements")
+    if brings != (module == "given"):
+        told = "a displacement for each clip and no frames" if brings else "frames and no displacements"
+        raise ValueError(f"got module={module!r} with a store that has {told}; preset 'flow' is for the store of read_flow, and for no other")
+    for name in ("pairs", "apex_jitter") if brings else ("pairs",) if module == "guided" else ():
+        if value := getattr(train_config, name): raise ValueError(f"got {name}={value} with module={module!r}, whose displacements are fixed; set {name}=0")
+
 # %% ../nbs/32_training.ipynb #320037
 def train_fold(
     store:FaceStore, # aligned faces
@@ -211,12 +222,12 @@ def train_fold(
     frames:Tensor|None=None, # `load_frames(store, device)`, to share it between folds
 )->FoldResult:
     "Train on everybody else, predict the test subject's clips after each stored epoch; no choice is made by their labels"
-    start, config, device = time.perf_counter(), train_config, pick_device(device)
-    guided = model_config.module == "guided"
-    if guided and config.pairs: raise ValueError(f"got pairs={config.pairs} with module='guided', which is not trained further; set pairs=0")
-    known = known_displacements(store.path, store.settings["checksum"], config.apex_jitter, device) if guided else None
+    start, config, device, known = time.perf_counter(), train_config, pick_device(device), None
+    check_fit(store, model_config, config)
+    if model_config.module == "guided": known = known_displacements(store.path, store.settings["checksum"], config.apex_jitter, device)
+    if model_config.module == "given": known = torch.from_numpy(store.displacements)[:, None]
     data = FoldData(store, test_subject, config.batch_size, config.apex_jitter, config.mirror, device, frames,
-                    inner=choose_inner(store.index, test_subject, config.inner, seed), displacements=known)
+                    inner=choose_inner(store.index, test_subject, config.inner, seed), displacements=known, look=model_config.frames)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), scalar_log(log_dir) as log:
         torch.manual_seed(fold_seed(seed, test_subject, "model"))
         trainer = Trainer(FRLDGT(model_config).to(device), data, config, seed, test_subject)

@@ -95,6 +95,41 @@ def test_given_displacement_replaces_the_module():
     torch.testing.assert_close(model(onset, apex, boxes, displacement=given).logits, model(onset, apex, boxes, displacement=2*given).logits)
 
 
+def test_frames_need_not_be_there_where_nobody_looks():
+    (onset, apex, boxes), field = batch(), torch.randn(4, 2, 32, 32, generator=torch.Generator().manual_seed(0))
+    model = make(replace(SMALL, sees=("displacement",))).eval()
+    assert torch.equal(model(None, None, boxes, field).logits, model(onset, apex, boxes, field).logits)
+    with pytest.raises(ValueError, match="got no frames"): model(None, None, boxes)
+    for sees in (("apex",), ("onset", "displacement")):
+        with pytest.raises(ValueError, match="got no frames"): make(replace(SMALL, sees=sees))(None, None, boxes, field)
+        with pytest.raises(ValueError, match="got no frames"): make(replace(SMALL, sees=sees))(onset, None, boxes, field)
+    flags = {name: (config.looks, config.frames) for name, config in PRESETS.items()}
+    assert flags == {"paper": (True, True), "tiny": (True, True), "best": (False, False), "flow": (False, False)}
+    assert replace(SMALL, sees=("displacement",)).frames  # its module learns from them
+
+
+def test_given_module_is_none():
+    config, boxes = replace(SMALL, module="given", sees=("displacement", "strain")), batch()[2]
+    model, field = FRLDGT(config), torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert config.channels == 3 and "dgm" not in parameter_table(model).index and not any(name.startswith("dgm") for name in model.state_dict())
+    output = model.train()(None, None, boxes, field)
+    F.cross_entropy(output.logits, torch.tensor([0, 1, 2, 0])).backward()
+    assert output.displacement is field and all(p.grad is not None for p in model.parameters())
+    seen = model.eval().look(None, None, field)
+    assert torch.equal(seen[:, :2], normalize_displacement(field[:, :2])) and torch.equal(seen[:, 2:], field[:, 2:])
+    with pytest.raises(ValueError, match="pass displacement="): model(*batch())
+    for wrong in (field[:, :2], field[0], field.to(torch.uint8)):
+        with pytest.raises(ValueError, match="got displacement of"): model(None, None, boxes, wrong)
+    with pytest.raises(ValueError, match="got boxes of shape"): model(None, None, boxes[:, :8], field)
+    assert FRLDGT(replace(config, sees=("displacement",)))(None, None, boxes, field[:, :2]).logits.shape == (4, 3)
+
+
+def test_given_model_is_saved_without_a_module(tmp_path):
+    model = FRLDGT(replace(SMALL, module="given", sees=("strain",))).eval()
+    again, field = load_model(save_weights(model, tmp_path / "m.safetensors")), torch.rand(4, 3, 32, 32)
+    assert again.config == model.config and torch.equal(again(None, None, batch()[2], field).logits, model(None, None, batch()[2], field).logits)
+
+
 def test_displacement_keeps_its_units_when_resampled():
     class Constant(nn.Module):
         def forward(self, onset, apex):
@@ -126,6 +161,12 @@ def test_best_preset_is_small_and_sees_motion_alone():
     table = parameter_table(FRLDGT(c))
     assert table.parameters["dgm"] == sum(p.numel() for p in load_guided().parameters())
     assert table.parameters["all"] - table.parameters["dgm"] < parameter_table(FRLDGT(PRESETS["tiny"])).parameters["all"] / 4
+
+
+def test_flow_preset_is_the_best_one_on_pictures_of_28():
+    c, best = PRESETS["flow"], PRESETS["best"]
+    assert (c.module, c.sees, c.channels, (c.crop_size // c.patch)**2) == ("given", ("displacement", "strain"), 3, 4)
+    assert (c.dim, c.heads, c.depth, c.dropout, c.displacement_noise) == (best.dim, best.heads, best.depth, best.dropout, best.displacement_noise)
 
 
 def test_noise_is_smooth_and_of_unit_size():
@@ -184,7 +225,7 @@ def test_parameter_table_adds_up():
 
 @pytest.mark.parametrize("settings", [
     dict(patch=7), dict(full_size=16), dict(heads=3), dict(fusion="during"), dict(dropout=1.), dict(dropout=-.1), dict(dim=0), dict(regions=0), dict(dgm_size=18),
-    dict(sees=()), dict(sees="apex"), dict(sees=("apex", "apex")), dict(sees=("offset",)), dict(module="flow"), dict(module=""),
+    dict(sees=()), dict(sees="apex"), dict(sees=("apex", "apex")), dict(sees=("offset",)), dict(module="flow"), dict(module=""), dict(sees=("displacement", "strain")),
     dict(displacement_noise=-.1), dict(displacement_noise=float("nan"))])
 def test_bad_settings(settings):
     with pytest.raises(ValueError, match=next(iter(settings))): replace(SMALL, **settings)

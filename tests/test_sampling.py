@@ -136,6 +136,19 @@ def test_mirrored_batches_have_mirrored_displacements(store):
     assert next(FoldData(store, "toy/01").test_batches()).displacement is None
 
 
+def test_frames_are_not_touched_where_nobody_looks(store, monkeypatch):
+    "The same batches, less the frames; and a training of `best` never gathers one"
+    table = torch.randn(len(store), 3, 2, 8, 8)
+    with_frames = list(FoldData(store, "toy/01", mirror=True, displacements=table).batches(fold_generator(0)))
+    monkeypatch.setattr("frl_dgt_nb.sampling.load_frames", lambda *_: pytest.fail("frames were loaded"))
+    for one, other in zip(FoldData(store, "toy/01", mirror=True, displacements=table, look=False).batches(fold_generator(0)), with_frames, strict=True):
+        assert one.onset is None and one.apex is None
+        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("boxes", "labels", "clips", "rows", "displacement"))
+    monkeypatch.setattr(training, "known_displacements", lambda *_: table)
+    guided = ModelConfig(module="guided", sees=("displacement",), crop_size=4, patch=2, dim=4, heads=1, depth=1, full_size=4, dgm_size=32)
+    train_fold(store, "toy/01", guided, TrainConfig(epochs=1, pairs=0), device="cpu", progress=False)
+
+
 def test_known_displacements_are_the_guided_modules(store):
     table, module = known_displacements(store.path, "a", 2, torch.device("cpu")), load_guided()
     assert table.shape == (len(store), 5, 2, 8, 8) and not table.requires_grad and table.isfinite().all() and table.any()

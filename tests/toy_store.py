@@ -23,7 +23,7 @@ def toy_store(path, subjects=4, clips=3, frames=5, size=32, seed=0):
             start += length
     pd.DataFrame(rows).to_parquet(path / "index.parquet", index=False)
     np.save(path / "frames.npy", generator.integers(0, 256, (start, size, size, 3), dtype=np.uint8))
-    settings = {"version": VERSION, "size": size, "clips": len(rows), "checksum": str(seed), "root": ""}
+    settings = {"version": VERSION, "size": size, "clips": len(rows), "frames": start, "checksum": str(seed), "root": ""}
     (path / "settings.json").write_text(json.dumps(settings))
     (path / "excluded.json").write_text(json.dumps([["toy/09/c0", "the apex is /"]]))
     (path / "lost.json").write_text("[]")
