@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from frl_dgt_nb import cli
-from frl_dgt_nb.cli import default_store, main
+from frl_dgt_nb.cli import main
+from frl_dgt_nb.commands import default_store, sparkline
 from frl_dgt_nb.model import FRLDGT, PRESETS, ModelConfig, save_weights
 from frl_dgt_nb.training import TRAIN_PRESETS, TrainConfig
 
@@ -68,7 +69,7 @@ def test_help_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("args", [["--help"], ["loso", "--help"], ["predict", "--help"], ["prepare", "--help"], ["--version"]])
+@pytest.mark.parametrize("args", [["--help"], ["loso", "--help"], ["predict", "--help"], ["prepare", "--help"], ["check", "--help"], ["compare", "--help"], ["spot", "--help"], ["--version"]])
 def test_help_and_version(args, capsys):
     with pytest.raises(SystemExit) as stop:
         main(args)
@@ -77,11 +78,20 @@ def test_help_and_version(args, capsys):
 
 
 @pytest.mark.parametrize("line, words", [
-    ("", "want a command, one of {loso,predict,prepare}"),
+    ("", "want a command, one of {check,prepare,loso,compare,spot"),
     ("train", "invalid choice: 'train'"),
     ("loso", "required: --data, --database, --out"),
-    ("predict a.jpg", "required: apex, --weights"),
-    ("loso --data x --database smic --out y", "--database: Expected one of ['casme2', 'folder']. Got value: smic"),
+    ("predict a.jpg", "required: --weights"),
+    ("predict --weights w.safetensors", "w.safetensors"),
+    ("check", "required: database, root"),
+    ("check smik x", "invalid choice: 'smik'"),
+    ("check folder x --classes 2", "--classes"),
+    ("compare one", "required: other"),
+    ("spot", "required: clip"),
+    ("spot x --method phase", "--method: Expected one of ['strain', 'regions']"),
+    ("loso --data x --database smik --out y", "--database: Expected one of ['casme2', 'samm', 'smic', 'composite', 'flow', 'folder']. Got value: smik"),
+    ("loso --data x --database folder --out y --spot some", "--spot: Expected one of ['none', 'missing', 'all']"),
+    ("loso --data x --database folder --out y --inner -1", "--inner: want a whole number, 0 or more"),
     ("loso --data x --database folder --out y --device gpu", "--device: Expected one of ['auto', 'cpu', 'cuda']"),
     ("loso --data x --database folder --out y --seed abc", "--seed: want a whole number, 0 or more"),
     ("loso --data x --database folder --out y --seed -1", "--seed: want a whole number, 0 or more"),
@@ -242,3 +252,58 @@ def test_prepare_names_what_it_leaves_out(home, capsys, tmp_path):
     out = capsys.readouterr().out
     assert out.startswith("12 clips of 2 subjects") and "1 excluded" in out and "/lost: " in out
     assert main([*args, "--overwrite"]) == 0
+
+
+def test_check_tells_and_its_status_can_be_acted_on(home, capsys, tmp_path):
+    assert main(["check", "folder", f"{home}/data", "--json", f"{tmp_path}/check.json"]) == 1
+    said, found = capsys.readouterr().out, json.loads((tmp_path / "check.json").read_text())
+    assert found["clips"] == 12 and found["subjects"] == 2 and sum(found["by_class"].values()) == 12 and "lost" in said
+    assert ["lost" in problem["clip_id"] for problem in found["problems"]] == [True]
+    assert main(["check", "folder", str(SAMPLES)]) == 0
+    assert main(["check", "casme2", str(SAMPLES)]) == 2 and "can't be used" in capsys.readouterr().out
+
+
+def test_compare_two_runs(home, finished, capsys, tmp_path):
+    _, run = finished
+    assert main(["compare", str(run), str(run)]) == 0
+    assert "can't be told apart" in capsys.readouterr().out
+    assert "no finished run" in wrong(capsys, "compare", run, tmp_path)
+
+
+def test_inner_epochs_are_asked_for_and_reported(home, finished, capsys):
+    "Two subjects leave one to train on: none can be held out, and the line says so."
+    assert "inner" in wrong(capsys, "loso", "--data", home / "data", "--database", "folder", "--preset", "tiny", "--device", "cpu", "--out", home / "inner", "--inner", "1")
+
+
+@pytest.fixture(scope="module")
+def clip(home):
+    row = pd.read_csv(home / "data/clips.csv", dtype=str).iloc[0]
+    return home / "data/frames" / row.subject / row["name"]
+
+
+def test_spot_prints_and_plots(clip, capsys, tmp_path):
+    assert main(["spot", str(clip), "--picture", f"{tmp_path}/curve.png"]) == 0
+    assert "apex at frame" in capsys.readouterr().out and cv2.imread(f"{tmp_path}/curve.png").std() > 10
+    (tmp_path / "text.mp4").write_text("no video")
+    for bad in (tmp_path / "text.mp4", tmp_path / "none.mp4", tmp_path):
+        assert str(bad) in wrong(capsys, "spot", bad)
+
+
+def test_predict_from_a_video(home, clip, capsys, tmp_path):
+    frames = [cv2.imread(str(path)) for path in sorted(clip.iterdir(), key=lambda path: int(path.stem))]
+    video = cv2.VideoWriter(f"{tmp_path}/my clip.avi", cv2.VideoWriter_fourcc(*"MJPG"), 50, frames[0].shape[1::-1])
+    for frame in frames: video.write(frame)
+    video.release()
+    args = ["predict", "--weights", f"{home}/weights.safetensors", "--device", "cpu"]
+    assert main([*args, "--video", f"{tmp_path}/my clip.avi", "--json", f"{tmp_path}/why.json"]) == 0
+    assert "apex at frame" in capsys.readouterr().out and sum(json.loads((tmp_path / "why.json").read_text())["probabilities"].values()) == pytest.approx(1, abs=1e-3)
+    for more in ([], [str(clip)], ["--video", f"{tmp_path}/my clip.avi", str(clip), str(clip)]):
+        assert "ONSET and APEX" in wrong(capsys, *args, *more)
+
+
+def test_a_curve_in_a_line():
+    bars, marks = sparkline(np.array([0., 1, 2, 7, 3, 0]), {0: "<", 3: "^", 5: ">"}).splitlines()
+    assert bars == "▁▂▃█▄▁" and marks == "<  ^ >"
+    bars, marks = sparkline(np.r_[np.zeros(500), 1, np.zeros(500)], {500: "^"}, 50).splitlines()
+    assert len(bars) == 50 and bars[marks.index("^")] == "█" and bars.count("▁") == 49
+    assert sparkline(np.zeros(3), {}).splitlines()[0] == "▁▁▁"
