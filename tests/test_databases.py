@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frl_dgt_nb.databases import as_text, choose_subjects, counts, find_subjects, list_frames, mend_offset, read_folder
+from frl_dgt_nb.databases import as_text, choose_subjects, counts, find_books, find_subjects, list_frames, mend_offset, read_folder, walk
 from frl_dgt_nb.official import read_casme2, read_database
 
 HEADINGS = ["Subject", "Filename", None, "OnsetFrame", "ApexFrame", "OffsetFrame", None, "Action Units", "Estimated Emotion"]
@@ -91,11 +91,21 @@ def test_two_sheets_are_an_error_with_both_names(tmp_path):
     write_sheet(tmp_path / "second.xlsx", [row(1, "a", "surprise")])
     write_sheet(tmp_path / "unrelated.xlsx", [], headings=["a", "b"])
     (tmp_path / "~$second.xlsx").write_bytes(b"lock of a spreadsheet program")
+    assert [path.name for path in find_books(tmp_path)] == ["CASME2-coding-20140508.xlsx", "second.xlsx", "unrelated.xlsx"]
     with pytest.raises(ValueError, match=r"2 .*CASME2-coding-20140508.xlsx \[Sheet\], second.xlsx \[Sheet\]"):
         read_casme2(tmp_path)
     assert read_casme2(tmp_path, sheet=tmp_path / "second.xlsx").clips[0].label == 2
     with pytest.raises(ValueError, match="unrelated.xlsx has other headings"):
         read_casme2(tmp_path, sheet=tmp_path / "unrelated.xlsx")
+
+
+def test_a_walk_follows_links_but_not_for_ever(tmp_path):
+    (tmp_path / "a/.hidden").mkdir(parents=True)
+    (tmp_path / "a/round").symlink_to(tmp_path)
+    (tmp_path / "a/x.txt").touch(), (tmp_path / "a/.x").touch()
+    found = dict(walk(tmp_path, depth=4))
+    assert [str(path.relative_to(tmp_path)) for path in found] == [".", "a", "a/round", "a/round/a", "a/round/a/round"]
+    assert found[tmp_path / "a"] == ["x.txt"]
 
 
 def test_offsets_are_mended_and_noted_and_stray_folders_too(tmp_path):
