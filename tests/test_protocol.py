@@ -98,6 +98,8 @@ def test_difference_is_that_of_the_same_draws(runs):
     value = uf1(b.label, b.prediction) - uf1(a.label, a.prediction)
     assert tuple(result["difference"]["uf1"].values()) == pytest.approx((value, *np.quantile(drawn, [.025, .975])))
     assert result["b"]["uf1"]["value"] - result["a"]["uf1"]["value"] == pytest.approx(value)
+    right = [table.label == table.prediction for table in (a, b)]
+    assert (result["mcnemar"]["only_a"], result["mcnemar"]["only_b"]) == ((right[0] & ~right[1]).sum(), (right[1] & ~right[0]).sum())
     assert (result["n_clips"], result["n_subjects"]) == (len(a), 6) and json.loads(json.dumps(result)) == result
 
 
