@@ -150,7 +150,7 @@ def read_flow(
 # %% ../nbs/02_flowpictures.ipynb #025030
 def make_store(root:Path, rows:list[tuple[str, str, str, int]], pictures:np.ndarray, excluded:list[Exclusion], strays:int, order:str)->FlowStore:
     "What was read as a store, with its checksum and what is odd about it."
-    notes = [f"{strays} pictures have no row in the sheet"] if strays else []
+    notes = [f"pictures without a row in the sheet: {strays}"] if strays else []
     first, _, last = pictures.mean((0, 1, 2))
     if first < last: notes.append(f"the first channel looks like strain, not the last one; try order={'svu' if order == 'uvs' else 'uvs'!r}")
     checksum = hashlib.sha256(json.dumps(rows).encode() + pictures.tobytes()).hexdigest()

@@ -53,7 +53,6 @@ def read_settings(out:Path)->dict: # as `run_settings` tells them today
     "A run's config.json; what its version did not know yet has the default"
     stored = json.loads((out / "config.json").read_text())
     if "baseline" in stored["model"]: return stored  # a run of notebook 34 has settings of its own
-    if "baseline" in stored["model"]: return stored  # a run of notebook 34 has settings of its own
     return stored | {"model": asdict(ModelConfig()) | stored["model"], "train": asdict(TrainConfig()) | stored["train"]}
 
 # %% ../nbs/33_folds.ipynb #335010

@@ -177,7 +177,7 @@ def test_repeated_rows_and_pictures_without_a_row(few):
     store = read_flow(few.root)
     n = len(few.labels)
     assert [one.reason for one in store.excluded] == [f"row {n + 1} of the sheet repeats this clip", f"row {n + 2} of the sheet repeats this clip"]
-    assert len(store) == n - 1 and store.notes == ["1 pictures have no row in the sheet"]
+    assert len(store) == n - 1 and store.notes == ["pictures without a row in the sheet: 1"]
     assert dict(zip(store.index.clip_id, store.index.label)).items() <= few.labels.items()  # the first row counts
 
 
