@@ -1,0 +1,317 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+from safetensors.torch import load_file, save_file
+from toy_store import toy_store
+
+from frl_dgt_nb.dgm import displacement_loss, normalize_displacement
+from frl_dgt_nb.guided import SHRINK, load_guided
+from frl_dgt_nb.model import FRLDGT, PRESETS, ModelConfig, load_model, save_weights
+from frl_dgt_nb.sequence import (FRLDGTS, SEQUENCE_PRESETS, TemporalFusion, curve_weights, interpolate, interpolation_weights, known_sequences,
+                                 load_sequence, path_sines, read_sequence, sequence_loss)
+
+SMALL = ModelConfig(crop_size=10, patch=5, dim=16, heads=2, depth=1, full_size=15, dgm_size=16, dgm_width=4, dgm_depth=2, dropout=0.,
+                    sees=("apex", "displacement"))
+lengths = st.integers(2, 40)
+patient = settings(max_examples=30, deadline=None)
+
+
+def make(config=SMALL, steps=4, seed=0):
+    "A small model whose displacement isn't zero."
+    torch.manual_seed(seed)
+    model = FRLDGTS(config, steps)
+    if config.module == "plain":
+        with torch.no_grad(): model.dgm.head.weight.normal_(std=.02)
+    return model
+
+
+def batch(size=3, steps=4, side=32, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    low = torch.rand(size, 9, 2, generator=generator) * side / 2
+    return torch.rand(size, steps, 3, side, side, generator=generator), torch.cat([low, low + side / 3], -1)
+
+
+def moves(size=3, pairs=3, side=32, seed=2): return .02 * torch.randn(size, pairs, 2, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+# interpolation
+
+@given(n=lengths)
+@patient
+def test_sines_are_the_eigenvectors_of_the_path(n):
+    ties = np.diag(np.ones(n-1), 1) + np.diag(np.ones(n-1), -1)
+    laplacian, sines = np.diag(ties.sum(1)) - ties, path_sines(n, torch.arange(n)).numpy()
+    eigenvalues = 2 - 2 * np.cos(np.pi * np.arange(1, n) / n)
+    assert np.allclose(laplacian @ sines, sines * eigenvalues, atol=1e-10)
+    assert (np.diff(eigenvalues) > 0).all() and np.allclose(sines.T @ sines, np.eye(n-1) * n/2, atol=1e-10)
+
+
+@pytest.mark.parametrize("n, steps", [(3, 10), (8, 10), (8, 8), (30, 10)])
+def test_weights_are_the_published_recipe(n, steps):
+    "Mean out, SVD, regression of the curve on the frames' coordinates, inverse: Zhou et al. 2011, in numpy"
+    frames = np.random.default_rng(n).normal(size=(n, 50))
+    mean = frames.mean(0)
+    U, S, Vt = np.linalg.svd((frames - mean).T, full_matrices=False)
+    U, S, Vt = U[:, :n-1], S[:n-1], Vt[:n-1]
+    curve = lambda t: np.stack([np.sin(np.pi * k * t + np.pi * (n-k) / (2*n)) for k in range(1, n)])       # t from 1/n to 1
+    map_ = np.linalg.lstsq((np.diag(S) @ Vt).T, curve(np.arange(1, n+1) / n).T, rcond=None)[0]
+    published = (U @ np.linalg.inv(map_.T) @ curve(np.linspace(1/n, 1, steps))).T + mean
+    assert np.allclose(interpolation_weights(n, steps, straight=False).numpy() @ frames, published, atol=1e-9)
+
+
+@given(n=lengths, steps=lengths, seed=st.integers(0, 99))
+@patient
+def test_a_linear_motion_is_reproduced_exactly(n, steps, seed):
+    start, step = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(seed))
+    ramp = lambda places: start + step * places.view(-1, 1, 1)
+    made = interpolate(ramp(torch.arange(n)), steps)
+    torch.testing.assert_close(made, ramp(torch.linspace(0, n-1, steps)), atol=1e-5 * n, rtol=1e-5)
+
+
+def test_a_sliding_slope_is_where_it_should_be():
+    y, x = torch.meshgrid(torch.arange(32.), torch.arange(32.), indexing="ij")
+    view = lambda t: .01 * (x - .4 * t) + .02 * (y + .3 * t)                       # brightness slope moving by (.4,-.3) pixels a frame
+    made = interpolate(torch.stack([view(t) for t in range(8)]), 10)
+    torch.testing.assert_close(made, torch.stack([view(t) for t in np.linspace(0, 7, 10)]), atol=1e-5, rtol=0)
+
+
+def test_the_published_curve_stays_on_the_line_but_not_at_its_pace():
+    ramp = torch.arange(8.)[:, None] * torch.tensor([1., -2.])
+    made = interpolate(ramp, 50, straight=False)
+    torch.testing.assert_close(made[:, 1], -2 * made[:, 0], atol=1e-5, rtol=0)
+    assert .03 < (made[:, 0] - torch.linspace(0, 7, 50)).abs().max() < .06
+
+
+@given(n=lengths, times=st.integers(1, 5), straight=st.booleans(), double=st.booleans())
+@patient
+def test_original_frames_are_interpolated_through(n, times, straight, double):
+    frames = torch.rand(n, 2, 4, dtype=torch.float64 if double else torch.float32)
+    made = interpolate(frames, times * (n-1) + 1, straight)
+    assert made.dtype == frames.dtype
+    torch.testing.assert_close(made[::times], frames, atol=1e-5, rtol=0)           # times == 1: T = n gives the frames back
+
+
+@given(n=lengths, steps=lengths, straight=st.booleans())
+@patient
+def test_weights_sum_to_one_and_know_no_direction_of_time(n, steps, straight):
+    weights = interpolation_weights(n, steps, straight)
+    torch.testing.assert_close(weights.sum(1), torch.ones(steps, dtype=torch.float64))
+    torch.testing.assert_close(weights.flip(0, 1), weights, atol=1e-10, rtol=0)
+    torch.testing.assert_close(weights[[0, -1]], torch.eye(n, dtype=torch.float64)[[0, -1]], atol=1e-10, rtol=0)
+
+
+def test_there_and_back_makes_no_difference_to_straight():
+    frames = torch.rand(9, 4)
+    frames[-1] = frames[0]
+    torch.testing.assert_close(interpolate(frames, 10), interpolate(frames, 10, straight=False))
+
+
+def test_smooth_course_is_closer_than_between_neighbours():
+    course = lambda n: np.sin(np.pi * np.linspace(0, 1, n)) ** 2
+    made = interpolate(torch.tensor(course(8)), 10).numpy()
+    assert np.abs(made - course(10)).max() < .3 * np.abs(np.interp(np.linspace(0, 7, 10), np.arange(8), course(8)) - course(10)).max()
+
+
+def test_ten_frames_unless_told():
+    assert interpolation_weights(5).shape == (10, 5) and interpolate(torch.rand(5, 2)).shape == (10, 2) and FRLDGTS(SMALL).steps == 10
+
+
+def test_interpolate_is_differentiable():
+    assert torch.autograd.gradcheck(lambda frames: interpolate(frames, 4), torch.rand(3, 2, 2, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("frames, steps, word", [(torch.rand(1, 3), 10, "got 1 frames"), (torch.rand(5, 3), 1, "to bring to 1"),
+                                                 (torch.zeros(5, 3, dtype=torch.uint8), 10, "divide bytes by 255")])
+def test_interpolate_refuses(frames, steps, word):
+    with pytest.raises(ValueError, match=word): interpolate(frames, steps)
+
+
+# from a store
+
+def test_read_sequence_goes_from_onset_to_offset(tmp_path):
+    store = toy_store(tmp_path / "store")
+    index = store.index.copy()
+    index.loc[1, ["onset", "offset"]] = [1, 4]
+    store.index = index
+    scaled = [torch.tensor(store.clip(1)[place].copy()).permute(2, 0, 1) / 255 for place in (1, 2, 3, 4)]
+    assert read_sequence(store, 1).shape == (10, 3, 32, 32)
+    torch.testing.assert_close(read_sequence(store, 1, steps=4), torch.stack(scaled), atol=1e-5, rtol=0)
+    seven = read_sequence(store, 1, steps=7)
+    torch.testing.assert_close(seven[::2], torch.stack(scaled), atol=1e-5, rtol=0)
+    assert seven.min() >= 0 and seven.max() <= 1                                    # noise overshoots; pictures must not
+
+
+def test_known_sequences_are_the_guided_modules_words(tmp_path):
+    store = toy_store(tmp_path / "store", subjects=2, clips=1)
+    found = known_sequences(store, steps=3, progress=False)
+    assert found.shape == (2, 2, 2, 32 // SHRINK, 32 // SHRINK)
+    frames = read_sequence(store, 1, 3)
+    with torch.no_grad(): wanted = F.avg_pool2d(load_guided()(frames[:1], frames[2:]), SHRINK)[0]
+    torch.testing.assert_close(found[1, 1], wanted, atol=1e-5, rtol=1e-4)
+
+
+# the model
+
+@pytest.mark.parametrize("fusion", ["before", "after"])
+@pytest.mark.parametrize("sees", [("apex", "displacement"), ("onset", "apex", "displacement"), ("displacement",)])
+@pytest.mark.parametrize("classes", [4, 5])
+def test_shapes_and_gradients(fusion, sees, classes):
+    model = make(replace(SMALL, fusion=fusion, sees=sees, classes=classes, gradient_scale=1.))
+    output = model(*batch())
+    shapes = dict(logits=(3, classes), displacement=(3, 3, 2, 32, 32), local_weights=(3, 3, 9, 2, 4), global_weights=(3, 3, 2, 9), full_weights=(3, 3, 2, 9),
+                  temporal_weights=(3, 2, 3), features=(3, 32))
+    assert {name: tuple(value.shape) for name, value in output._asdict().items()} == shapes
+    if fusion == "before": torch.testing.assert_close(output.temporal_weights.sum(-1), torch.ones(3, 2))
+    F.cross_entropy(output.logits, torch.tensor([0, 1, 2])).backward()
+    assert all(any(p.grad is not None and p.grad.any() for p in part.parameters()) for part in model.children())
+
+
+def test_two_frames_go_the_way_of_frl_dgt():
+    model = make(steps=2).eval()
+    alone = FRLDGT(SMALL)
+    assert all(name.startswith("temporal_fusion.") for name in alone.load_state_dict(model.state_dict(), strict=False).unexpected_keys)
+    frames, boxes = batch(steps=2)
+    with torch.no_grad(): ours, theirs = model(frames, boxes), alone.eval()(frames[:, 0], frames[:, 1], boxes)
+    for name in ("displacement", "local_weights", "global_weights", "full_weights"):
+        torch.testing.assert_close(getattr(ours, name)[:, 0], getattr(theirs, name), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sees", [("apex", "displacement"), ("onset", "apex", "displacement")])
+def test_what_the_crops_see(sees):
+    model, (frames, _), given_ = make(replace(SMALL, sees=sees)).eval(), batch(), moves()
+    maps = model.look_all(frames, given_).unflatten(0, (3, 3))
+    for b in range(3):
+        tall = normalize_displacement(torch.cat(list(given_[b]), 1)[None])[0]           # one size for the clip
+        for pair in range(3):
+            torch.testing.assert_close(maps[b, pair, -2:], tall[:, 32*pair:32*(pair+1)])
+            torch.testing.assert_close(maps[b, pair, -5:-2], 2*frames[b, pair+1] - 1)   # the frame the displacement leads to
+            if "onset" in sees: torch.testing.assert_close(maps[b, pair, :3], 2*frames[b, 0] - 1)
+
+
+def test_weak_and_strong_clips_look_alike_and_the_course_stays():
+    model, given_ = make(replace(SMALL, sees=("displacement",))).eval(), moves()
+    maps = model.look_all(None, given_)
+    torch.testing.assert_close(model.look_all(None, .1 * given_), maps, atol=1e-4, rtol=1e-4)
+    given_[:, 0] *= .1
+    weaker = model.look_all(None, given_).unflatten(0, (3, 3))
+    assert (weaker[:, 0].std((1, 2, 3)) < .2 * weaker[:, 1].std((1, 2, 3))).all()
+
+
+def test_gradient_into_the_displacement_module_is_scaled():
+    grads = []
+    for scale in (1., 1e-6):
+        model = make(replace(SMALL, gradient_scale=scale)).double()
+        F.cross_entropy(model(*(x.double() for x in batch())).logits, torch.tensor([0, 1, 2])).backward()
+        grads.append((model.dgm.head.weight.grad, model.temporal_fusion.position.grad))
+    torch.testing.assert_close(grads[1][0], 1e-6 * grads[0][0], rtol=1e-9, atol=1e-18)
+    torch.testing.assert_close(grads[1][1], grads[0][1])
+    assert grads[0][0].abs().max() > 1e-6
+
+
+def test_evaluation_ignores_the_company_and_knows_the_order():
+    model, (frames, boxes) = make(), batch(5)
+    for seed in range(3): model(*batch(seed=seed))
+    with torch.no_grad():
+        whole, alone = model.eval()(frames, boxes), model(frames[2:3], boxes[2:3])
+        for a, b in zip(whole, alone): torch.testing.assert_close(a[2:3], b, atol=1e-5, rtol=1e-4)
+        assert (model(frames[:, [0, 3, 2, 1]], boxes).logits - whole.logits).abs().max() > 1e-4
+        model.temporal_fusion.position.zero_()                 # without a place, and with Lin as it starts, the order of the pairs is lost
+        model.temporal_fusion.fusion.mix.fill_(1/3)
+        torch.testing.assert_close(model(frames[:, [0, 3, 2, 1]], boxes).logits, model(frames, boxes).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_displacements_alone_need_no_frames():
+    config = replace(SMALL, sees=("displacement",))
+    frames, boxes = batch()
+    for config in (config, replace(config, module="given")):
+        model = make(config).eval()
+        with torch.no_grad(): torch.testing.assert_close(model(None, boxes, moves()).logits, model(frames, boxes, moves()).logits)
+
+
+def test_guided_module_is_frozen_and_noise_is_for_training():
+    model, boxes = make(replace(SMALL, module="guided", sees=("displacement",), displacement_noise=.4, dgm_size=32)), batch()[1]
+    assert model.training and not model.dgm.training and not any(p.requires_grad for p in model.dgm.parameters())
+    frames = batch()[0]
+    torch.testing.assert_close(model(frames, boxes).displacement[1, 2], model.dgm(frames[1:2, 0], frames[1:2, 3])[0], atol=1e-6, rtol=1e-4)
+    look = lambda: model.look_all(None, moves())
+    assert (look() - look()).abs().max() > .1
+    model.eval()
+    assert torch.equal(look(), look())
+
+
+@pytest.mark.parametrize("wrong, word", [
+    (dict(frames=torch.rand(3, 5, 3, 32, 32)), "wanted \\(B,4,3,H,W\\)"), (dict(frames=torch.rand(4, 3, 32, 32)), "wanted \\(B,4,3,H,W\\)"),
+    (dict(frames=torch.zeros(3, 4, 3, 32, 32, dtype=torch.uint8)), "divide the bytes"), (dict(boxes=torch.rand(2, 9, 4)), "got boxes"),
+    (dict(frames=None), "got no frames"), (dict(displacement=torch.rand(3, 3, 2, 16, 16)), "got displacement"), (dict(displacement=torch.rand(3, 4, 2, 32, 32)), "got displacement")])
+def test_forward_refuses(wrong, word):
+    frames, boxes = batch()
+    with pytest.raises(ValueError, match=word): make()(**(dict(frames=frames, boxes=boxes) | wrong))
+
+
+def test_settings_refused():
+    with pytest.raises(ValueError, match="steps=1"): FRLDGTS(SMALL, steps=1)
+    with pytest.raises(ValueError, match="no strain"): FRLDGTS(PRESETS["flow"])
+    with pytest.raises(ValueError, match="pass displacement="): make(replace(SMALL, module="given", sees=("displacement",)))(*batch())
+    with pytest.raises(ValueError, match="got displacement of shape"): make(replace(SMALL, sees=("displacement",)))(None, batch()[1], moves(pairs=2))
+
+
+@pytest.mark.parametrize("name", SEQUENCE_PRESETS)
+def test_presets_show_one_frame_at_most(name):
+    assert SEQUENCE_PRESETS[name].sees == (("displacement",) if name == "best" else ("apex", "displacement"))
+    assert replace(SEQUENCE_PRESETS[name], sees=PRESETS[name].sees) == PRESETS[name]
+
+
+def test_temporal_fusion_has_the_width_of_a_pair():
+    fusion = TemporalFusion(pairs=5, dim=12, heads=3, depth=1).eval()
+    vector, weights = fusion(torch.randn(2, 5, 12))
+    assert vector.shape == (2, 12) and weights.shape == (2, 3, 5)
+    with pytest.raises(ValueError, match="wanted|got"): fusion.fusion(torch.randn(2, 4, 12))
+
+
+def test_loss_is_cross_entropy_plus_the_mean_of_the_pairs():
+    model, (frames, boxes), labels = make(), batch(), torch.tensor([0, 2, 1])
+    output = model(frames, boxes)
+    total, parts = sequence_loss(output, labels, frames)
+    each = [displacement_loss(frames[:, 0], frames[:, t+1], output.displacement[:, t])[0] for t in range(3)]
+    torch.testing.assert_close(parts["labelled"], torch.stack(each).mean())
+    torch.testing.assert_close(total, F.cross_entropy(output.logits, labels) + parts["labelled"])
+    assert set(sequence_loss(output, labels)[1]) == {"classification"}
+
+
+def test_it_learns_what_only_the_order_tells():
+    "The same three displacements, forwards or backwards: a model that sees pairs one by one can't tell."
+    torch.manual_seed(0)
+    model, boxes = FRLDGTS(replace(SMALL, sees=("displacement",), module="given", classes=4), 4), batch(4)[1]
+    forwards = moves(2) * torch.tensor([.2, .6, 1.]).view(1, 3, 1, 1, 1)
+    clips, labels = torch.cat([forwards, forwards.flip(1)]), torch.tensor([0, 0, 1, 1])
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(25):
+        loss, _ = sequence_loss(model(None, boxes, clips), labels)
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+    assert loss < .1
+
+
+# files
+
+def test_saved_and_loaded(tmp_path):
+    model, data = make(replace(SMALL, classes=5), steps=6).eval(), batch(steps=6)
+    again = load_sequence(save_weights(model, tmp_path / "sequence.safetensors"))
+    assert (again.config, again.steps, again.training) == (model.config, 6, False)
+    with torch.no_grad(): assert torch.equal(again(*data).logits, model(*data).logits)
+
+
+def test_the_wrong_file_is_named(tmp_path):
+    pairs = save_weights(FRLDGT(SMALL), tmp_path / "pairs.safetensors")
+    with pytest.raises(ValueError, match="load_model"): load_sequence(pairs)
+    whole = save_weights(make(), tmp_path / "sequence.safetensors")
+    with pytest.raises(ValueError, match="don't fit"): load_model(whole)
+    with pytest.raises(ValueError, match="there is no weights file"): load_sequence(tmp_path / "nowhere.safetensors")
+    state = load_file(whole)
+    from safetensors import safe_open
+    with safe_open(str(whole), "pt") as file: about = file.metadata()
+    save_file({name: value for name, value in state.items() if name != "classifier.0.weight"}, tmp_path / "torn.safetensors", metadata=about)
+    with pytest.raises(ValueError, match="don't fit"): load_sequence(tmp_path / "torn.safetensors")
