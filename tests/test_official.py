@@ -48,7 +48,7 @@ def test_composite_is_keyed_by_database_subject_and_name(official):
     database = read_composite(official.root)
     assert len(labels(database)) == 442 and len({clip.name for clip in database.clips}) == 428
     assert len({int(re.search(r"\d+", clip.subject)[0]) for clip in database.clips}) == 35 # what ints would make of 68 people
-    assert len(counts(database)) - 1 == 68 and counts(database).loc["all"].tolist() == [250, 109, 83, 442]
+    assert len(counts(database)) - 1 == 68 and counts(database).loc["all"].tolist() == [250, 109, 83, 442] and "samm/006" in counts(database).index
     assert set(reasons(database)) == official.excluded
     assert database.notes == [f"casme2/{stray}: frames without a row in the sheet" for stray in STRAYS] # and the list says nothing else
     assert Counter(clip.apex_source for clip in database.clips) == {"middle": 164, "labelled": 278}
@@ -82,7 +82,7 @@ def test_vanishing_subjects(official):
 # CASME II ---------------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("trap", [
-    dict(subjects="int"), dict(subjects="mixed"), dict(preface=4), dict(sheet="deep/er/labels (1).xlsx"), dict(nested=True), dict(sets=("cropped",)),
+    dict(subjects="int"), dict(subjects="mixed"), dict(preface=4), dict(sheet="deep/er/LABELS (1).XLSX"), dict(nested=True), dict(sets=("cropped",)),
     dict(sets=("raw", "cropped")), dict(sets=("raw", "cropped"), nested=True, subjects="int"), dict(strays=False), dict(wrong_offset=True), dict(lost_apexes=2)])
 def test_casme2_comes_out_as_it_was_built(tmp_path, trap):
     made = make_casme2(tmp_path, **trap)
@@ -110,12 +110,15 @@ def test_casme2_odd_names_and_action_units_stay_as_they_are(tmp_path):
 def test_raw_frames_before_cropped_ones_wherever_the_word_stands(tmp_path):
     make_casme2(tmp_path / "a", sets=("raw", "cropped"))
     assert read_casme2(tmp_path / "a").clips[0].frames[0].name.startswith("img")
-    (tmp_path / "a/Cropped").rename(tmp_path / "a/second archive") # now only reg_img46.jpg tells
-    assert read_casme2(tmp_path / "a").clips[0].frames[0].name.startswith("img")
-    shutil.copytree(tmp_path / "a/CASME2_RAW_selected", tmp_path / "a/RAW too")
-    with pytest.raises(ValueError, match="3 folders.*RAW too.*frames=FOLDER"):
+    (tmp_path / "a/Cropped").rename(tmp_path / "a/one")
+    (tmp_path / "a/CASME2_RAW_selected").rename(tmp_path / "a/two") # now only reg_img46.jpg tells
+    assert read_casme2(tmp_path / "a").clips[0].frames[0].parts[-4] == "two"
+    shutil.copytree(tmp_path / "a/two", tmp_path / "a/raw three") # of two that are not cropped, the one that is called raw
+    assert read_casme2(tmp_path / "a").clips[0].frames[0].parts[-4] == "raw three"
+    shutil.copytree(tmp_path / "a/two", tmp_path / "a/raw four")
+    with pytest.raises(ValueError, match="4 folders.*one, raw four, raw three, two.*frames=FOLDER"):
         read_casme2(tmp_path / "a")
-    assert len(read_casme2(tmp_path / "a", frames=tmp_path / "a/RAW too").clips) == 6
+    assert len(read_casme2(tmp_path / "a", frames=tmp_path / "a/two").clips) == 6
 
 
 def test_copy_without_21_apexes(tmp_path):
