@@ -24,7 +24,8 @@ from filelock import FileLock, Timeout
 from .clips import CLASSES
 from .metrics import scores, scores_by, uar, uf1
 from .model import ModelConfig, save_weights
-from .store import FaceStore, write_atomic
+from .files import read_json, reading, write_atomic, writing
+from .store import FaceStore
 from .training import FoldResult, TrainConfig
 
 # %% ../nbs/33_folds.ipynb #335007
@@ -51,9 +52,10 @@ def differences(stored:dict, wanted:dict, prefix:str="")->list[str]: # one line 
 # %% ../nbs/33_folds.ipynb #335005
 def read_settings(out:Path)->dict: # as `run_settings` tells them today
     "A run's config.json; what its version did not know yet has the default"
-    stored = json.loads((out / "config.json").read_text())
-    if "baseline" in stored["model"]: return stored  # a run of notebook 34 has settings of its own
-    return stored | {"model": asdict(ModelConfig()) | stored["model"], "train": asdict(TrainConfig()) | stored["train"]}
+    with reading(path := out / "config.json", "choose another folder for the run, or remove this one"):
+        stored = json.loads(path.read_bytes())
+        if "baseline" in stored["model"]: return stored  # a run of notebook 34 has settings of its own
+        return stored | {"model": asdict(ModelConfig()) | stored["model"], "train": asdict(TrainConfig()) | stored["train"]}
 
 # %% ../nbs/33_folds.ipynb #335010
 def write_json(path:Path, value:dict)->None:
@@ -70,10 +72,11 @@ def open_run(
     "Hold the run's folder alone; a ValueError, and nothing changed, if it holds something else"
     if out.exists() and not resume and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not empty; continue the run in it with resume=True (--resume), or choose another folder")
-    (out / "folds").mkdir(parents=True, exist_ok=True)
-    try: lock = FileLock(out / ".lock").acquire(timeout=0)
-    except Timeout: raise ValueError(f"another process is at work in {out}; wait for it, or choose another folder") from None
-    with lock:
+    with writing(out):
+        (out / "folds").mkdir(exist_ok=True)
+        try: lock = FileLock(out / ".lock").acquire(timeout=0)
+        except Timeout: raise ValueError(f"another process is at work in {out}; wait for it, or choose another folder") from None
+    with lock, writing(out):
         if (out / "config.json").exists():
             if changed := differences(read_settings(out), settings):
                 raise ValueError(f"{out} holds a run with other settings: {'; '.join(changed)}; resume with its own, or choose another folder")
@@ -105,7 +108,8 @@ def save_fold(
 def load_fold(out:str|Path, subject_id:str)->dict|None: # as save_fold wrote it; None if the fold isn't finished
     "A finished fold"
     path = fold_path(out, subject_id)
-    return json.loads(path.read_text()) if path.exists() and fold_path(out, subject_id, ".safetensors").exists() else None
+    if not (path.exists() and fold_path(out, subject_id, ".safetensors").exists()): return None
+    return read_json(path, "remove it, and resume=True (--resume) trains this fold again")
 
 # %% ../nbs/33_folds.ipynb #335024
 def best_epoch(fold:dict)->int: # position in fold["epochs"]

@@ -4,7 +4,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frl_dgt_nb import faces
@@ -73,6 +73,7 @@ def test_a_folder_is_no_image(tmp_path):
         read_image(tmp_path / "7.jpg")
 
 
+@settings(deadline=None)
 @given(st.sampled_from([".jpg", ".png", ".bmp", "progressive"]), st.floats(0, 1, exclude_max=True), st.booleans())
 def test_every_beginning_of_a_picture_is_refused(format, part, filled_up):
     progressive = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1] if format == "progressive" else []

@@ -8,7 +8,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frl_dgt_nb.files import Damaged, allocate, create_array, open_array, read_json, reading, wait_for, write_atomic, writing
@@ -139,6 +139,7 @@ def test_a_file_where_a_folder_is_wanted(tmp_path, inner):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=5), st.one_of(st.integers(), st.text(max_size=5), st.lists(st.booleans(), max_size=3)), max_size=4), st.floats(0, 1, exclude_max=True))
 def test_no_beginning_of_a_json_object_passes(value, part):
     import tempfile
