@@ -11,13 +11,14 @@ import torch
 from flow_archive import CLIPS, SUBJECTS, make_flow, picture, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2 import DictLoader, Environment
 from toy_store import toy_store
 
 from frl_dgt_nb.flowpictures import FACE, FlowStore, as_subject, decode, read_flow
 from frl_dgt_nb.loso import run_loso
 from frl_dgt_nb.model import PRESETS
 from frl_dgt_nb.regions import MIRROR_LANDMARKS, au_boxes
-from frl_dgt_nb.report import write_report
+from frl_dgt_nb.report import PARTS, write_report
 from frl_dgt_nb.sampling import FoldData, mirror_displacement
 from frl_dgt_nb.training import TRAIN_PRESETS, train_fold
 
@@ -247,6 +248,13 @@ def test_the_report_of_a_flow_run(learnt):
     store, out, _ = learnt[True]
     text = write_report(out, store).read_text(encoding="utf-8")
     assert "flow picture" in text and text.count("data:image/png") == 5 and "samm" in text
+
+
+@pytest.mark.parametrize("inner", [None, {"uf1": .512, "uar": .634}])
+def test_the_page_tells_inner_scores_where_there_are_some(inner):
+    report = {"oracle": {"uf1": .9, "uar": .8}} | ({"inner": inner} if inner else {})
+    page = Environment(loader=DictLoader(PARTS)).from_string('{% import "macros" as m %}{% include "training" %}').render(report=report, curves="")
+    assert ("Inner: UF1 0.512, UAR 0.634" in page) == bool(inner) and "Oracle: UF1 0.900" in page
 
 
 def test_a_pickled_store_trains_to_the_same_bits(few):
