@@ -113,12 +113,9 @@ def picture_problems(clips:list[Clip], root:Path, progress:bool=True) -> list[Pr
     "Open every picture of these clips."
     problems = []
     with ThreadPoolExecutor() as pool, tqdm(total=sum(len(clip.frames) for clip in clips), desc="opening pictures", unit="picture", disable=not progress) as bar:
-        try:
-            for clip, found in zip(clips, pool.map(look, clips)):
-                problems += [Problem(relative(path, root), clip.clip_id, what, done) for path, what, done in found]
-                bar.update(len(clip.frames))
-        finally:
-            pool.shutdown(cancel_futures=True) # after an interrupt: don't open the rest
+        for clip, found in zip(clips, pool.map(look, clips)): # an interrupt here cancels what has not begun
+            problems += [Problem(relative(path, root), clip.clip_id, what, done) for path, what, done in found]
+            bar.update(len(clip.frames))
     return problems
 
 # %% ../nbs/07_check.ipynb #c018

@@ -279,6 +279,22 @@ def test_the_home_of_a_clip_holds_all_subjects(tmp_path, database, traps):
     assert len({clip.frames[0].relative_to(home).parts[0] for clip in clips}) == len({clip.subject for clip in clips})
 
 
+def test_notes_about_no_clip_are_no_problems(tmp_path):
+    make_smic(tmp_path, official=True, extended="beside")
+    found = check(tmp_path, "smic")
+    assert found.status == 0 and ["SMIC-E-HS, not used" in note for note in found.notes] == [True] and found.notes[0] in str(found)
+    mended = check(make_casme2(tmp_path / "casme2", wrong_offset=True).root, "casme2")
+    assert mended.notes == [] and [done for _, done in told(mended)] == ["offset mended"]
+
+
+def test_a_clip_of_smic_is_found_where_it_lies(tmp_path):
+    make_smic(tmp_path, padded=False)
+    folder = clip_folder(tmp_path, "s1_ne_01")
+    for path in sorted(folder.iterdir())[1:]: path.unlink()
+    found = check(tmp_path, "smic")
+    assert told(found) == [(folder.relative_to(tmp_path).as_posix(), "excluded")]
+
+
 def test_a_subject_nested_in_its_own_name_has_the_same_home(casme2):
     raw = casme2 / "CASME2_RAW_selected"
     (raw / "sub01").rename(raw / "inner")
