@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from archives import make_casme2, make_composite, make_samm, make_smic
 
-from frl_dgt_nb.check import Problem, check_database, count_problems, home_of, missing_frames, picture_problems
+from frl_dgt_nb.check import Problem, check_database, count_parts, count_problems, home_of, missing_frames, picture_problems
 from frl_dgt_nb.databases import read_folder
 from frl_dgt_nb.official import OFFICIAL, read_database
 from frl_dgt_nb.store import prepare
@@ -175,6 +175,12 @@ def test_counts_that_exclusions_do_not_explain():
     assert len(count_problems({"smic": good | {"clips": 161, "negative": 67}}, official, lost)) == 1
     assert len(count_problems({"smic": good | {"negative": 69, "positive": 52}}, official, [])) == 1
     assert "0 clips instead of 164" in count_problems({}, official, [])[0].what
+
+
+def test_subjects_of_one_name_in_two_databases_are_two():
+    rows = pd.DataFrame([("a", "a/1", 0), ("a", "a/1", 1), ("b", "b/1", 1)], columns=["database", "subject_id", "label"])
+    assert count_parts(rows, "composite", ("x", "y")) == {"a": {"x": 1, "y": 1, "clips": 2, "subjects": 1}, "b": {"x": 0, "y": 1, "clips": 1, "subjects": 1},
+                                                          "composite": {"x": 1, "y": 2, "clips": 3, "subjects": 2}}
 
 
 def test_another_edition_of_the_sheet(tmp_path):

@@ -309,6 +309,14 @@ def test_an_index_of_other_frames_or_columns_is_refused(store, tmp_path):
             FaceStore(tmp_path)
 
 
+def test_an_array_of_another_size_is_refused(store, tmp_path):
+    damaged(store, tmp_path, "frames.npy", lambda whole: whole)
+    for other in (store.frames[:, :32, :32], np.concatenate([store.frames, store.frames[:1]])):
+        np.save(tmp_path / "frames.npy", other)
+        with pytest.raises(ValueError, match="is damaged .*overwrite=True"):
+            FaceStore(tmp_path)
+
+
 def test_a_store_cut_short_can_be_made_anew(database, store, tmp_path):
     damaged(store, tmp_path, "frames.npy", lambda whole: whole[:-9])
     with pytest.raises(ValueError, match="damaged"):
