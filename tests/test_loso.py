@@ -124,12 +124,6 @@ def test_inner_predictions_are_those_of_the_epoch_chosen_on_others(store, inner_
     assert epochs != {3}  # else the test above would pass with the last epoch
 
 
-def test_inner_in_two_processes(store, inner_run, tmp_path):
-    settings = SETTINGS | {"train_config": replace(BRIEF, inner=1)}
-    assert run_loso(store, tmp_path / "two", workers=2, **settings)["inner"] == inner_run[1]["inner"]
-    same_folds(store, inner_run[0], tmp_path / "two")
-
-
 def test_without_inner_nothing_is_said_of_it(store, run):
     assert "inner" not in run[1] and not [name for name in load_fold(run[0], "toy/01") if "inner" in name]
     assert "inner_prediction" not in pd.read_parquet(run[0] / "predictions.parquet")
