@@ -19,14 +19,14 @@ import pandas as pd
 import torch
 
 from frl_dgt_nb.actions import draw_actions, envelope
-from frl_dgt_nb.curves import flow_strain_curve, play_clip
+from frl_dgt_nb.curves import flow_strain_curve, play_clip, steady
 from frl_dgt_nb.faces import align, alignment_transform, detect_landmarks, transform_points
 from frl_dgt_nb.official import read_database
 from frl_dgt_nb.spotting import METHODS, Spot, spot, spot_store
 from frl_dgt_nb.store import prepare
 
 METHODS["strain from the first frame, not relative"] = partial(flow_strain_curve, both=False, relative=False) # for comparison alone
-WAYS = {"regions as [33]": dict(method="regions", steadied=False, smooth=0), "regions": dict(method="regions"),
+WAYS = {"regions as [33]": dict(method="regions", smooth=0), "regions": dict(method="regions"), # all but the first on steadied frames
         "strain from the first frame": dict(method="strain from the first frame, not relative"), "strain": dict(method="strain")}
 
 
@@ -38,9 +38,9 @@ def middle(frames, landmarks, trimmed=False):
 
 def measure(clips, trimmed):
     "A row a way: mean absolute errors in frames over clips of (frames, landmarks, onset, apex, offset)."
-    rows = {}
-    for name, way in {"middle frame": middle, **{name: partial(spot, **settings) for name, settings in WAYS.items()}}.items():
-        found = [way(frames, landmarks, trimmed=trimmed) for frames, landmarks, *_ in clips]
+    rows, held = {}, [steady(frames, landmarks) for frames, landmarks, *_ in clips]
+    for name, way in {"middle frame": middle, **{name: partial(spot, steadied=False, **settings) for name, settings in WAYS.items()}}.items():
+        found = [way(clip[0] if name == "regions as [33]" else still, clip[1], trimmed=trimmed) for clip, still in zip(clips, held)]
         away = abs(np.array([[one.onset, one.apex, one.offset] for one in found]) - np.array([clip[2:5] for clip in clips]))
         rows[name] = {"apex": away[:, 1].mean(), "at most 1": (away[:, 1] <= 1).mean(), "at most 2": (away[:, 1] <= 2).mean()}
         if not trimmed: rows[name] |= {"onset": away[:, 0].mean(), "offset": away[:, 2].mean()}
@@ -98,9 +98,10 @@ def drop(store, runs, seed, workers):
     from frl_dgt_nb.loso import run_loso
     runs.mkdir(parents=True, exist_ok=True)
     rows = {}
-    for name in ("labelled", "regions", "strain"):
-        one = store if name == "labelled" else spot_store(store, runs / f"store_{name}", "all", name)
-        report = run_loso(one, runs / f"{name}_{seed}", "best", seed=seed, workers=workers, resume=True)
+    ways = {"labelled": None, "regions as [33]": dict(method="regions", steadied=False, smooth=0), "regions": dict(method="regions"), "strain": dict(method="strain")}
+    for name, how in ways.items():
+        one = spot_store(store, runs / f"store {name}", "all", **how) if how else store
+        report = run_loso(one, runs / f"{name} {seed}", "best", seed=seed, workers=workers, resume=True)
         away = (one.index["apex"] - store.index["apex"]).abs()
         rows[name] = {"frames away": away.mean(), "UF1": report["uf1"], "UAR": report["uar"]}
         print(pd.DataFrame(rows).T.round(3).to_string(), flush=True)

@@ -115,7 +115,7 @@ def spotted_pair(
 # %% ../nbs/06_spotting.ipynb #c020
 RULE = 1 # version of the methods' answers, part of a spotted store's settings
 
-def spotted_apex(store:FaceStore, row:int, method:str) -> tuple[int, str]: # position in the clip, apex_source
+def spotted_apex(store:FaceStore, row:int, **how) -> tuple[int, str]: # position in the clip, apex_source
     "The apex between onset and offset of a clip of a store; the middle of them if nothing moves there."
     onset, offset = store.index.loc[row, ["onset", "offset"]]
     if offset - onset < 2: # a fall can't be seen
@@ -123,7 +123,7 @@ def spotted_apex(store:FaceStore, row:int, method:str) -> tuple[int, str]: # pos
     frames = store.clip(row)[onset:offset + 1]
     if (frames == frames[0]).all():
         return int(onset + offset) // 2, "middle"
-    return int(onset) + spot(frames, store.landmarks[row], method, trimmed=True).apex, "spotted"
+    return int(onset) + spot(frames, store.landmarks[row], trimmed=True, **how).apex, "spotted"
 
 def read_spots(journal:Path, settings:dict) -> dict[str, list]: # clip_id -> [apex, apex_source]
     "What an interrupted run with these settings has found: the whole lines of its journal."
@@ -135,12 +135,12 @@ def read_spots(journal:Path, settings:dict) -> dict[str, list]: # clip_id -> [ap
     write_atomic(journal, "".join(json.dumps(line) + "\n" for line in kept).encode())
     return dict(kept[1:])
 
-def find_all(store:FaceStore, rows:list[int], method:str, journal:Path, settings:dict, progress:bool) -> dict[str, list]:
+def find_all(store:FaceStore, rows:list[int], how:dict, journal:Path, settings:dict, progress:bool) -> dict[str, list]:
     "The apexes of these rows, each written down as it is found."
     found, names = read_spots(journal, settings), store.index["clip_id"]
     with open(journal, "a") as file:
         for row in tqdm([row for row in rows if names[row] not in found], desc="spotting", unit="clip", disable=not progress):
-            found[names[row]] = spotted_apex(store, row, method)
+            found[names[row]] = spotted_apex(store, row, **how)
             file.write(json.dumps([names[row], found[names[row]]]) + "\n")
             file.flush()
     return found
@@ -173,18 +173,20 @@ def spot_store(
     out:str|Path, # folder of the new store
     which:str="missing", # apexes that no coder has set, or "all"
     method:str="strain", # or "regions"
+    steadied:bool=True, smooth:float=1, # as in `spot`; the paper's: method="regions", steadied=False, smooth=0
     progress:bool=True, # show a bar
 ) -> FaceStore:
     "A store of the same frames with spotted apexes, made, gone on with, or opened. It has no `truth`: that leads to the labelled apex."
     if which not in ("missing", "all") or method not in METHODS:
         raise ValueError(f"got which={which!r}, method={method!r}; wanted missing or all, and one of {', '.join(METHODS)}")
     out = Path(out)
-    part, settings = out.with_name(out.name + ".part"), store.settings | {"root": "", "spotting": {"which": which, "method": method, "rule": RULE}}
+    part, how = out.with_name(out.name + ".part"), {"method": method, "steadied": steadied, "smooth": smooth}
+    settings = store.settings | {"root": "", "spotting": {"which": which, "rule": RULE, **how}}
     rows = [row for row, source in store.index["apex_source"].items() if which == "all" or source != "labelled"]
     with writing(out.parent), wait_for(out.with_name(out.name + ".lock")):
         if not finished(out, settings):
             part.mkdir(exist_ok=True)
-            found = find_all(store, rows, method, part / "spots.jsonl", settings, progress)
+            found = find_all(store, rows, how, part / "spots.jsonl", settings, progress)
             write_spotted(store, part, found, settings)
             if out.exists(): out.rmdir() # empty
             os.replace(part, out)

@@ -308,10 +308,10 @@ def test_a_copy_where_there_are_no_links(store, tmp_path, monkeypatch):
 def test_interrupted_and_resumed(store, tmp_path, monkeypatch):
     whole = spot_store(store, tmp_path / "whole", "all", "regions", progress=False)
     real, calls = spotting.spotted_apex, []
-    def stop_at_third(store, row, method):
+    def stop_at_third(store, row, **how):
         calls.append(row)
         if len(calls) == 3: raise KeyboardInterrupt
-        return real(store, row, method)
+        return real(store, row, **how)
     monkeypatch.setattr(spotting, "spotted_apex", stop_at_third)
     with pytest.raises(KeyboardInterrupt): spot_store(store, tmp_path / "new", "all", "regions", progress=False)
     assert not (tmp_path / "new").exists()
@@ -326,13 +326,13 @@ def test_a_journal_of_other_settings_is_not_taken(store, tmp_path, monkeypatch):
     (tmp_path / "new.part").mkdir()
     (tmp_path / "new.part" / "spots.jsonl").write_text(json.dumps({"spotting": "another"}) + "\n" + json.dumps([store.index.clip_id[0], [1, "spotted"]]) + "\n")
     seen = []
-    monkeypatch.setattr(spotting, "spotted_apex", lambda store, row, method: seen.append(row) or (int(store.index.apex[row]), "spotted"))
+    monkeypatch.setattr(spotting, "spotted_apex", lambda store, row, **how: seen.append(row) or (int(store.index.apex[row]), "spotted"))
     spot_store(store, tmp_path / "new", "all", progress=False)
     assert seen == [0, 1, 2, 3]
 
 
 def test_another_content_of_the_folder_is_left_alone(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(spotting, "spotted_apex", lambda store, row, method: (int(store.index.apex[row]), "spotted"))
+    monkeypatch.setattr(spotting, "spotted_apex", lambda store, row, **how: (int(store.index.apex[row]), "spotted"))
     spot_store(store, tmp_path / "new", "all", progress=False)
     with pytest.raises(ValueError, match="holds something else"): spot_store(store, tmp_path / "new", "all", "regions", progress=False)
     with pytest.raises(ValueError, match="holds something else"): spot_store(store, store.path, "all", progress=False)
