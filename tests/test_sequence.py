@@ -170,14 +170,18 @@ def test_shapes_and_gradients(fusion, sees, classes):
     assert all(any(p.grad is not None and p.grad.any() for p in part.parameters()) for part in model.children())
 
 
-def test_two_frames_go_the_way_of_frl_dgt():
-    model = make(steps=2).eval()
-    alone = FRLDGT(SMALL)
+@pytest.mark.parametrize("steps, normalize", [(2, True), (4, False)])                 # with more pairs, a displacement is normalised by its clip
+def test_each_pair_goes_the_way_of_frl_dgt(steps, normalize):
+    model = make(replace(SMALL, normalize=normalize), steps).eval()
+    alone = FRLDGT(model.config)
     assert all(name.startswith("temporal_fusion.") for name in alone.load_state_dict(model.state_dict(), strict=False).unexpected_keys)
-    frames, boxes = batch(steps=2)
-    with torch.no_grad(): ours, theirs = model(frames, boxes), alone.eval()(frames[:, 0], frames[:, 1], boxes)
+    frames, boxes = batch(steps=steps)
+    with torch.no_grad():
+        ours, theirs = model(frames, boxes), [alone.eval()(frames[:, 0], frames[:, t], boxes) for t in range(1, steps)]
+        vectors = torch.stack([pair.features for pair in theirs], 1)
+        torch.testing.assert_close(ours.features, model.temporal_fusion(vectors)[0], atol=1e-5, rtol=1e-4)
     for name in ("displacement", "local_weights", "global_weights", "full_weights"):
-        torch.testing.assert_close(getattr(ours, name)[:, 0], getattr(theirs, name), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(getattr(ours, name), torch.stack([getattr(pair, name) for pair in theirs], 1), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("sees", [("apex", "displacement"), ("onset", "apex", "displacement")])
