@@ -3,7 +3,7 @@
     python benchmarks/spotting.py [ROOT [folder|casme2]] [--loso RUNS] [--seed S] [--long N] [--rendered N]
 
 First table: clips cut at their known onset and offset. Second: untrimmed clips of 40 frames, made from the onset frames and true displacements
-of the set (a head that drifts, turns and comes nearer; light; noise; every third with a blink). Third, with --rendered N (wants the
+of the set (a head that drifts, turns and comes nearer; light; noise; a blink in each). Third, with --rendered N (wants the
 extra `sim`): N heads rendered by notebook 05, two clips of 40 frames each, one of them with a blink. Errors are means over the clips, in frames. `as [33]` is the region
 method on frames as they are aligned, without smoothing. With --loso, the preset `best` is trained and tested on stores with spotted
 apexes, a run in a folder of RUNS for each; it takes minutes to an hour, and goes on where it was interrupted.
@@ -61,7 +61,7 @@ def draw_moments(rng):
 def played(store, row, seed):
     rng = np.random.default_rng([seed, row])
     onset, apex, offset = draw_moments(rng)
-    blink = int(rng.choice([t for t in range(3, 37) if abs(t - apex) > 6])) if row % 3 == 0 else None
+    blink = int(rng.choice([t for t in range(3, 37) if abs(t - apex) > 6]))
     still = cv2.GaussianBlur(store.pair(row)[0], (0, 0), .7)
     clip = play_clip(still, store.truth(row), store.landmarks[row], envelope(40, onset, apex, offset), blink=blink, seed=seed + row)
     return clip, store.landmarks[row], onset, apex, offset
