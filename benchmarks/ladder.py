@@ -26,7 +26,7 @@ STEPS = {  # name: model settings, training settings
     "best, another seed": ({}, {}),
     "no smooth noise": ({"displacement_noise": 0.}, {}),
     "finer patches: crops of 45 by 9, full face 72": ({"crop_size": 45, "patch": 9, "full_size": 72}, {}),
-    "no mirroring": ({}, {"mirror": False}),
+    "no mirroring": ({"mirror": False}, {"mirror": False}),
     "displacement not normalised": ({"normalize": False}, {}),
     "frames beside the displacement": ({"sees": ("onset", "apex", "displacement")}, {}),
     "damped least squares instead of the trained module": ({}, {}),

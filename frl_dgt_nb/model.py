@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .dgm import DisplacementModule, normalize_displacement, scale_gradient
 from .fusion import FUSIONS, FullFaceFusion, GlobalFusion, LocalFusion
-from .guided import load_guided
+from .guided import SHRINK, load_guided
 from .regions import crop_boxes
 
 # %% ../nbs/23_model.ipynb #23424114
@@ -47,6 +47,7 @@ class ModelConfig:
     gradient_scale:float = 1e-6  # 3.3
     normalize:bool = True        # 3.1: minor displacements up, major ones down, for the crops
     module:str = "plain"         # 3.1; "guided" is notebook 14's, trained beforehand; "given": none, as in row M0 of Table 2
+    mirror:bool = False          # 3 has none: predictions are the mean over a pair and its mirror image
     dgm_size:int = 256           # side at which the displacement module works; Guess
     dgm_width:int = 32           # its channels at full size; Guess
     dgm_depth:int = 4            # how often it halves the image; Guess
@@ -87,9 +88,9 @@ def check_config(config:ModelConfig)->None:
 PRESETS = {
     "paper": ModelConfig(),
     "tiny": ModelConfig(crop_size=45, patch=9, dim=64, heads=4, depth=1, full_size=72, dgm_size=128, dgm_width=8),
-    "best": ModelConfig(module="guided", sees=("displacement",), displacement_noise=.4,
+    "best": ModelConfig(module="guided", sees=("displacement",), displacement_noise=.4, mirror=True,
                         crop_size=20, patch=10, dim=32, heads=4, depth=1, full_size=40, dropout=.2),
-    "flow": ModelConfig(module="given", sees=("displacement", "strain"), displacement_noise=.4,
+    "flow": ModelConfig(module="given", sees=("displacement", "strain"), displacement_noise=.4, mirror=True,
                         crop_size=12, patch=6, dim=32, heads=4, depth=1, full_size=24, dropout=.2),
 }
 
@@ -148,7 +149,9 @@ class FRLDGT(nn.Module):
     )->Tensor: # (B,2,H,W); units are halves of the width and height, so resampling doesn't rescale
         "The displacement module at its own resolution, its result at that of the frames."
         size = self.config.dgm_size
-        return resize(self.dgm(resize(onset, size, size), resize(apex, size, size)), *onset.shape[-2:])
+        displacement = self.dgm(resize(onset, size, size), resize(apex, size, size))
+        if self.config.module != "guided": return resize(displacement, *onset.shape[-2:])
+        return F.interpolate(F.avg_pool2d(displacement, SHRINK), onset.shape[-2:], mode="bilinear")  # as `known_displacements` has it
 
     def look(self,
         onset:Tensor|None, apex:Tensor|None, # (B,3,H,W), or None where frames aren't seen

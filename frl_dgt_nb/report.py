@@ -21,7 +21,8 @@ from .folds import fold_path, load_fold
 from .metrics import uf1
 from .model import FRLDGT, load_model
 from .plots import figure_png, flow_maximum, plot_confusion, plot_curves, plot_evidence
-from .regions import au_boxes
+from .regions import au_boxes, mirror_boxes
+from .sampling import mirror_displacement
 from .store import FaceStore, write_atomic
 from .warp import to_motion
 
@@ -56,8 +57,11 @@ def explain(
     device = next(model.parameters()).device
     first, second = (torch.tensor(image, device=device).permute(2, 0, 1)[None].float() / 255 for image in (onset, apex))
     boxes = au_boxes(torch.as_tensor(landmarks).float()[None], onset.shape[0]).to(device)
-    with torch.inference_mode(): out = model(first, second, boxes, None if displacement is None else torch.tensor(displacement, device=device)[None])
-    found = dict(probabilities=out.logits.float().softmax(-1), motion=to_motion(out.displacement[:, :2].float()), boxes=boxes, weights=out.global_weights.float())
+    with torch.inference_mode():
+        out = model(first, second, boxes, None if displacement is None else torch.tensor(displacement, device=device)[None])
+        sides = [out.logits]
+        if model.config.mirror: sides.append(model(first.flip(-1), second.flip(-1), mirror_boxes(boxes, onset.shape[1]), mirror_displacement(out.displacement, torch.tensor([True]))).logits)
+    found = dict(probabilities=torch.stack(sides).float().softmax(-1).mean(0), motion=to_motion(out.displacement[:, :2].float()), boxes=boxes, weights=out.global_weights.float())
     return {name: value[0].cpu().numpy() for name, value in found.items()}
 
 # %% ../nbs/40_report.ipynb #82521b49
@@ -116,9 +120,8 @@ def as_data(figure:Figure, dpi:int=120)->str:
     "A picture as the `src` of an image: PNG inside the page."
     return "data:image/png;base64," + b64encode(figure_png(figure, dpi, bits=6)).decode()
 
-PARTS = {} # templates by name
-
 # %% ../nbs/40_report.ipynb #d0fc3b56
+PARTS = {} # templates by name
 PARTS["style"] = """
 :root { --ink: #1d2733; --soft: #5b6875; --line: #dde3e9; --accent: #14507c; --paper: #fff; --tint: #f4f7fa; }
 * { box-sizing: border-box; }
@@ -139,8 +142,6 @@ th { text-align: left; color: var(--soft); font-weight: 600; } th, td { padding:
 @media print { body { font-size: 10.5pt; padding: 0; max-width: none; } .card { flex-basis: 5rem; padding: .5rem .7rem; } .card b { font-size: 1.5rem; } h2 { margin-top: 1.4rem; break-after: avoid; } h3 { break-after: avoid; }
   figure, .card, .note, tr, .two { break-inside: avoid; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } @page { margin: 14mm; } }
 """
-
-# %% ../nbs/40_report.ipynb #a521bcca
 PARTS["macros"] = """
 {%- macro table(head, rows) %}<table><thead><tr>{% for name in head %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
@@ -160,8 +161,6 @@ PARTS["headline"] = """
 subjects are pooled; UF1 is the mean F1 of the classes and UAR their mean recall, so a large class can't hide a small one. Chance is about
 {{ chance }}.</p>
 """
-
-# %% ../nbs/40_report.ipynb #5ce7c6d9
 PARTS["evidence"] = """
 <h2>What the model saw</h2>
 <p>One clip of each class: the one whose probability of its true class is the median of the class, so neither the best nor the worst. The model

@@ -39,7 +39,7 @@ class TrainConfig:
     weight_decay:float=0. # Guess: not mentioned
     pairs:int=32 # Guess: self-supervised pairs a step; "sufficient" in section 3.1
     apex_jitter:int=1 # section 3.3: "a frame before or after the original apex"; how far is a guess
-    mirror:bool=False # not in the paper: mirror half of the training pairs, and test on both sides of the mirror
+    mirror:bool=False # not in the paper: mirror half of the training pairs; `ModelConfig.mirror` is for predictions
     loss_weights:tuple[float,float,float]=(10., 1., .2) # section 3.3: reconstruction, normalization, smoothness
     class_weights:bool=False # not in the paper: weigh classes by their rarity among the training clips
     amp:str="auto" # mixed precision on a GPU: auto, bf16, fp16, off; a CPU always trains in float32
@@ -160,7 +160,7 @@ def predict_test(
     "Class probabilities of the test subject's clips, or of others that were not trained on"
     model.eval()
     sides = []
-    for mirrored in (False, True) if data.mirror else (False,):
+    for mirrored in (False, True) if model.config.mirror else (False,):
         logits = [model(*batch[:3], batch.displacement).logits for batch in data.test_batches(mirrored, clips)]
         sides.append(torch.cat(logits).float().softmax(1))
     return torch.stack(sides).mean(0).cpu().numpy()

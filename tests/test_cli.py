@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -244,6 +245,16 @@ def test_predict_goes_the_way_of_the_run(finished, pair, capsys, tmp_path):
         assert p == pytest.approx(row[f"p_{name}"], abs=2e-4) and f"{name:9} {p:.3f}" in said
     assert sum(result["regions"].values()) == pytest.approx(1, abs=1e-2) and said.splitlines()[0].startswith(result["prediction"])
     assert cv2.imread(f"{tmp_path}/why.png").std() > 10
+
+
+def test_predict_goes_the_way_of_a_run_of_best(home, pair, tmp_path, monkeypatch):
+    "The same, where the run has its displacements from a table and looks at both sides of the mirror."
+    monkeypatch.setitem(TRAIN_PRESETS, "best", replace(TRAIN_PRESETS["best"], epochs=3))
+    assert main(["loso", "--data", f"{home}/data", "--database", "folder", "--device", "cpu", "--out", f"{home}/best"]) == 0
+    row = pd.read_parquet(home / "best/predictions.parquet").iloc[0]
+    weights = home / "best/folds" / f"folder__{row.subject}.safetensors"
+    assert main(["predict", *map(str, pair), "--weights", str(weights), "--device", "cpu", "--json", f"{tmp_path}/why.json"]) == 0
+    for name, p in json.loads((tmp_path / "why.json").read_text())["probabilities"].items(): assert p == pytest.approx(row[f"p_{name}"], abs=2e-4)
 
 
 def test_prepare_names_what_it_leaves_out(home, capsys, tmp_path):

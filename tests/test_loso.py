@@ -72,7 +72,7 @@ def test_stored_weights_predict_what_was_stored(store, run):
     from frl_dgt_nb.training import predict_test
     fold = load_fold(run[0], "play/02")
     model = load_model(fold_path(run[0], "play/02", ".safetensors"))
-    assert np.allclose(predict_test(model, FoldData(store, "play/02", BRIEF.batch_size, mirror=BRIEF.mirror)), fold["probabilities"][-1], atol=1e-7)
+    assert np.allclose(predict_test(model, FoldData(store, "play/02", BRIEF.batch_size)), fold["probabilities"][-1], atol=1e-7)
 
 
 def test_a_fold_alone_is_the_fold_within_the_run(store, run):
