@@ -105,8 +105,8 @@ def blank_traces() -> list:
             go.Scatter(name="names", mode="text", textfont=dict(color="white", size=11, shadow="0px 0px 3px black"), hoverinfo="skip"),
             line("arrows", "2", "rgba(20,20,20,.85)", 1.2), cells("cells", "", WHERE), cells("values", "2", HOVER),
             go.Scatter(name="curve", xaxis="x4", yaxis="y4", mode="lines+markers", line=dict(color=GREY), marker=dict(size=4), hovertemplate="frame %{x}: %{y:.2f} px<extra></extra>"),
-            go.Scatter(name="marks", xaxis="x4", yaxis="y4", mode="markers+text", textposition="top center", cliponaxis=False, hoverinfo="skip",
-                       marker=dict(size=9, color=[BLUE, ORANGE, "black"], symbol=["circle", "circle", "line-ns-open"])),
+            go.Scatter(name="marks", xaxis="x4", yaxis="y4", mode="markers+text", textposition="top center", cliponaxis=False, hoverinfo="skip", marker=dict(
+                size=[9, 9, 9, 13, 13, 11, 11, 11], color=[BLUE, ORANGE, "black"] + ["black"] * 5, symbol=["circle"] * 2 + ["line-ns-open"] + ["square-open"] * 2 + ["diamond-open"] * 3)),
             bars("as it is", "5", BLUE, "a"), bars("frozen", "5", ORANGE, "b"), bars("regions", "6", GREY, "r"), bars("region", "6", ORANGE, "r")]
 
 # %% ../nbs/41_canvas.ipynb #410014

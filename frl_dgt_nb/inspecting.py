@@ -26,6 +26,7 @@ from .folds import fold_path, read_settings
 from .guided import load_guided
 from .model import FRLDGT, load_model
 from .regions import REGION_NAMES, au_boxes, crop_boxes
+from .spotting import Spot, spot
 from .store import FaceStore
 from .warp import from_motion, magnify, to_motion
 
@@ -100,7 +101,7 @@ class PairView:
         if not (0 <= self.onset < self.apex < len(self.frames)):
             raise ValueError(f"got onset {self.onset} and apex {self.apex} in a clip of {len(self.frames)} frames, wanted 0 <= onset < apex < {len(self.frames)}")
         self.size, self._kept, self._store, self._row = self.frames.shape[1], {}, store, row
-        self.labelled, self.label = (self.onset, self.apex) == labelled, int(entry["label"])
+        self.labelled, self.moments, self.label = (self.onset, self.apex) == labelled, labelled, int(entry["label"])
 
     def keep(self, key:Any, make:Callable) -> Any:
         "What `make` gives, made at the first question."
@@ -119,6 +120,14 @@ class PairView:
 
     @property
     def boxes(self) -> np.ndarray: return self.keep("boxes", lambda: au_boxes(self.landmarks, self.size)[0].numpy()) # (9,4)
+
+    def curve(self) -> np.ndarray: # (T,) px
+        "Motion over time, from the onset."
+        return self.keep("curve", lambda: motion_curve(self.frames, self.face[0].numpy(), self.onset))
+
+    def spotted(self) -> Spot:
+        "What notebook 06 finds in the clip, and on which curve."
+        return self.keep("spotted", lambda: spot(np.array(self.frames), self.landmarks[0].numpy()))
 
     @property
     def truth(self) -> np.ndarray|None: # (2,H,W) px
@@ -151,6 +160,10 @@ class PairView:
     def error(self, source:str="module", still:bool=True) -> np.ndarray: # (H,W) px
         "How far a motion is from the truth, zero outside of the face."
         return self.keep(("error", source, still), lambda: np.hypot(*(self.motion(source, still) - self.motion("truth"))) * self.face[0].numpy())
+
+    def difference(self) -> np.ndarray: # (H,W), of 255; positive: brighter in the apex
+        "The apex less the onset, grey."
+        return self.keep("difference", lambda: np.subtract(*(self.frames[at].mean(-1, dtype=np.float32) for at in (self.apex, self.onset))))
 
     def dynamic(self) -> np.ndarray: # (H,W), positive: grew brighter
         "The dynamic image of onset to apex, grey."

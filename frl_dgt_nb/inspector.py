@@ -80,8 +80,8 @@ def make_controls() -> dict[str, widgets.Widget]:
         picture=toggles(PICTURES), factor=slide("magnify ×", 1, 30, 10, 230, widgets.FloatSlider, step=.5, readout_format=".1f"),
         still=widgets.Checkbox(description="head held still", value=True, indent=False, **short(130)),
         map=toggles(MAPS), source=choice("by", SOURCES, 150), arrows=slide("arrows", 0, 40, 16, 190), length=slide("×", .5, 4, 1., 160, widgets.FloatSlider, step=.5, readout_format=".1f"),
-        play=widgets.Play(interval=300, min=0, max=1, show_repeat=False), frame=slide("frame", 0, 1, 0, 240), moments=slide("onset, apex", 0, 1, (0, 1), 280, widgets.IntRangeSlider),
-        labelled=button("as labelled", "The onset and apex of the database"),
+        play=widgets.Play(interval=300, min=0, max=1, show_repeat=False), frame=slide("frame", 0, 1, 0, 220), moments=slide("onset, apex", 0, 1, (0, 1), 260, widgets.IntRangeSlider),
+        labelled=button("as labelled", "The onset and apex of the database"), spot=button("spot", "Find onset and apex in the frames, and mark them on the curve of the method"),
         region=choice("region", regions, 240), whole=button("boxes back", "Every box where the landmarks put it"),
         limit=widgets.BoundedFloatText(description="full colour at", min=0, max=50, step=.1, value=0, tooltip="pixels; 0: the 99th percentile", **short(150)),
         scale=choice("size", [1., 1.25, 1.5, 1.75, 2.], 90),
@@ -113,7 +113,7 @@ class DisplacementInspector(widgets.VBox):
         layout = widgets.Layout(flex_flow="row wrap", align_items="center")
         across = lambda *names: widgets.HBox([self.controls[name] for name in names], layout=layout)
         return [widgets.HTML(STYLE, layout=widgets.Layout(display="none")), across("database", "subject", "clip", "told"), across("picture", "factor", "still"),
-                across("map", "source", "arrows", "length"), self.figure, across("play", "frame", "moments", "labelled"),
+                across("map", "source", "arrows", "length"), self.figure, across("play", "frame", "moments", "labelled", "spot"),
                 across("region", "whole", "limit", "scale", "png", "npz", "gif"), self.status]
 
     @contextmanager
@@ -141,7 +141,7 @@ class DisplacementInspector(widgets.VBox):
                     source=look("source", "face", "motion", "region"), still=look("still", "face", "motion", "region"), map=look("map", "motion"),
                     arrows=look("arrows", "motion"), length=look("length", "motion"), limit=look("limit", "motion", "region"), region=look("region", "region"), scale=self.resize)
         for name, act in acts.items(): c[name].observe(self.answer(name, act), "value")
-        pushes = dict(whole=self.reset_boxes, labelled=lambda: self.show_clip(self.seen.row), **{name: lambda save=save: self.save(save) for name, save in (("png", save_png), ("npz", save_npz), ("gif", save_gif))})
+        pushes = dict(whole=self.reset_boxes, spot=self.spot, labelled=lambda: self.show_clip(self.seen.row), **{name: lambda save=save: self.save(save) for name, save in (("png", save_png), ("npz", save_npz), ("gif", save_gif))})
         for name, act in pushes.items(): c[name].on_click(self.answer(name, act))
         widgets.jslink((c["play"], "value"), (c["frame"], "value"))
         for name in ("cells", "values"): self.seen.traces[name].on_click(lambda _, points, __: self.answer("click", lambda: self.choose_at(points))())
@@ -214,6 +214,11 @@ class DisplacementInspector(widgets.VBox):
         if np.abs(box - self.seen.boxes[self.seen.look.region]).max() < .01: return
         self.seen.boxes[self.seen.look.region] = box
         self.show("region", "names")
+
+    def spot(self) -> None:
+        "Mark what notebook 06 finds, on its curve."
+        self.seen.look.spotted = True
+        self.show("curve")
 
     def reset_boxes(self) -> None:
         "Every box where the landmarks put it."

@@ -277,7 +277,7 @@ def test_the_figure_holds_what_was_computed(known):
     assert list(traces["as it is"].x) == ["negative", "positive", "surprise"]
     shape = inspection.figure.layout.shapes[0]
     assert np.allclose([shape.x0, shape.y0, shape.x1, shape.y1], inspection.boxes[k])
-    assert list(traces["marks"].x) == [inspection.view.onset, inspection.view.apex, inspection.look.frame]
+    assert list(traces["marks"].x) == [inspection.view.onset, inspection.view.apex, inspection.look.frame, *inspection.view.moments]
     assert "(+0.50, +0.00) px, 0.50 px long" in inspection.said and "fusion weight" in inspection.said and inspection.told.startswith("label ")
     figure = still(inspection)
     assert [bar.get_height() for bar in figure.axes[3].patches] == pytest.approx(chances.tolist())
@@ -446,3 +446,17 @@ def test_the_toy_is_not_all_there_is():
     boxes = np.array([[10., 10, 60, 60]])
     assert (label_places(boxes, ["1L"]) == [[19, 19]]).all() and robust_maximum(np.zeros(9)) > 0
     assert motion_colors(np.ones((2, 4, 4)), 1., np.zeros((4, 4, 3), np.uint8)).dtype == np.uint8 and isinstance(Look().factor, float) and check_model and save_npz and save_png
+
+
+def test_spotted_moments_are_marked_on_their_curve(inspector, monkeypatch):
+    from frl_dgt_nb import inspecting
+    from frl_dgt_nb.spotting import Spot
+    length = len(inspector.seen.view.frames)
+    found = Spot(0, 3, length - 1, np.linspace(1, 2, length), "strain")
+    monkeypatch.setattr(inspecting, "spot", lambda frames, landmarks: found)
+    inspector.controls["spot"].click()
+    marks, curve = inspector.seen.traces["marks"], inspector.seen.traces["curve"]
+    assert np.allclose(curve.y, found.curve) and list(marks.x)[5:] == [0, 3, length - 1] and list(marks.x)[3:5] == list(inspector.seen.view.moments)
+    assert np.allclose(marks.y, found.curve[list(marks.x)]) and "spotted" in inspector.figure.layout.annotations[3].text
+    inspector.controls["clip"].value = 1
+    assert len(marks.x) == 5 and inspector.figure.layout.yaxis4.title.text == "px"
