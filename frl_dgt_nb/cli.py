@@ -53,7 +53,7 @@ def make_parser()->ArgumentParser:
 IN_PLAIN_WORDS = {rf"\b{name}\.({flag})\b": r"\1" for name, flags in BY_HAND.items() for flag in flags if not flag.startswith("-")} | {
     rf"\b(?:{'|'.join(COMMANDS)})\.(\w+)": r"--\1", r'Parser key "(\w+)":': r"--\1:",
     r"a typing\.Literal": "one of ", "Not of type PositiveInt": "want a whole number above 0", "Not of type NonNegativeInt": "want a whole number, 0 or more",
-    'expected "subcommand" to be': "want a command,", "argument subcommand": "command", "pass overwrite=True": "use frl-dgt prepare --overwrite"}
+    r"[,;]? (?:or )?name (?:it|one) with (?:sheet|frames)=\w+": "", 'expected "subcommand" to be': "want a command,", "argument subcommand": "command", "pass overwrite=True": "use frl-dgt prepare --overwrite"}
 
 def one_line(
     error:Exception,

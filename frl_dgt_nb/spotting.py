@@ -99,7 +99,10 @@ def spot_file(
 ) -> tuple[Spot, np.ndarray, float]: # the spot, the aligned frames, frames a second or nan: all that `plot_spot` takes
     "Onset, apex and offset of a clip in a file."
     frames, landmarks, fps = align_file(path)
-    return spot(frames, landmarks, method, trimmed), frames, fps
+    try:
+        return spot(frames, landmarks, method, trimmed), frames, fps
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 def spotted_pair(
     path:str|Path, # video file or folder of pictures
