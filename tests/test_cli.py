@@ -318,3 +318,16 @@ def test_a_curve_in_a_line():
     bars, marks = sparkline(np.r_[np.zeros(500), 1, np.zeros(500)], {500: "^"}, 50).splitlines()
     assert len(bars) == 50 and bars[marks.index("^")] == "█" and bars.count("▁") == 49
     assert sparkline(np.zeros(3), {}).splitlines()[0] == "▁▁▁"
+
+
+def test_composite_from_the_archives_to_the_report(tmp_path, monkeypatch):
+    "Sheets and folders of three databases, one run, part scores; SMIC's apexes are spotted, the others' are the coders'."
+    import archives
+    faces = [path.read_bytes() for path in sorted((SAMPLES / "frames/s03/c1").iterdir(), key=lambda path: int(path.stem))]
+    made = archives.make_composite(tmp_path / "data", official=False, frames=len(faces), pictures=faces)
+    monkeypatch.setitem(TRAIN_PRESETS, "best", replace(TRAIN_PRESETS["best"], epochs=1))
+    assert main(["loso", "--data", f"{tmp_path}/data", "--database", "composite", "--spot", "missing", "--device", "cpu", "--out", f"{tmp_path}/run"]) == 0
+    table = pd.read_parquet(tmp_path / "run/predictions.parquet").set_index("clip_id")
+    assert table.label.to_dict() == made.labels and set(json.loads((tmp_path / "run/report.json").read_text())["per_database"]) == {"casme2", "samm", "smic"}
+    index = pd.read_parquet(next((tmp_path / "stores").glob("*-spotted-missing/index.parquet")))
+    assert index.groupby("database").apex_source.unique().map(list).to_dict() == {"casme2": ["labelled"], "samm": ["labelled"], "smic": ["spotted"]}
