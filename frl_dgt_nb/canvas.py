@@ -5,8 +5,8 @@ all of that is changed in place, without ever being built again."""
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREY', 'CELL', 'WHERE', 'HOVER', 'PANELS', 'ramp', 'motion_colors', 'robust_maximum', 'arrow_lines',
-           'picture_source', 'axes_of', 'wheel_source', 'blank_traces', 'blank_figure', 'box_lines', 'label_places',
-           'hover_cells', 'region_at', 'region_names']
+           'picture_source', 'axes_of', 'wheel_source', 'blank_traces', 'blank_figure', 'put', 'box_lines',
+           'label_places', 'hover_cells', 'region_at', 'region_names']
 
 # %% ../nbs/41_canvas.ipynb #410002
 from base64 import b64encode
@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import plotly.graph_objects as go
 from matplotlib import colormaps
+from plotly.basedatatypes import BaseTraceType
 
 from .plots import LABEL_AT, flow_colors
 from .regions import REGION_NAMES
@@ -125,6 +126,12 @@ def blank_figure(size:int=256, widget:bool=True, scale:float=1.) -> go.Figure: #
     return figure
 
 # %% ../nbs/41_canvas.ipynb #410016
+def put(trace:BaseTraceType, **values) -> None:
+    "Change attributes of a trace, flat arrays as lists."
+    plain = lambda v: np.where(np.isnan(v), None, np.round(v.astype(float), 4)).tolist() if isinstance(v, np.ndarray) and v.ndim == 1 else v
+    trace.update({name: plain(value) for name, value in values.items()})
+
+# %% ../nbs/41_canvas.ipynb #410018
 def box_lines(boxes:np.ndarray) -> tuple[np.ndarray, np.ndarray]: # (K,4) -> x, y, six points a box, gaps are NaN
     "Boxes as one line with gaps."
     x0, y0, x1, y1 = boxes.T

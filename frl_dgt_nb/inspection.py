@@ -22,7 +22,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from .canvas import (BLUE, GREY, ORANGE, arrow_lines, blank_figure, box_lines, hover_cells, label_places, motion_colors,
-                               picture_source, ramp, region_names, robust_maximum)
+                               picture_source, put, ramp, region_names, robust_maximum)
 from .clips import SCHEMES, class_names
 from .inspecting import PairView, ask, check_model, choose_model, mean_vector, open_faces, region_crops
 from .model import FRLDGT
@@ -63,12 +63,13 @@ class Inspection:
         store:FaceStore|str|Path|None=None, # beside a run: its faces
         out:str|Path=".", # where exports go
         figure:go.Figure|None=None, # to draw into
+        row:int=0, # of store.index: the clip to begin with
     ):
         self.store, self.run = open_faces(store_or_run, store)
         self.given, self.out, self.look, self.views = model, Path(out), Look(), OrderedDict()
         self.figure = blank_figure(self.store.settings["size"], widget=False) if figure is None else figure
         self.traces, self.told, self.said = {trace.name: trace for trace in self.figure.data}, "", ""
-        self.open_clip(0)
+        self.open_clip(row)
         self.look.region = int(np.hypot(*self.vectors.T).argmax()) # begin with the one that moves most
 
     def open_clip(self, row:int) -> None: # of store.index
@@ -148,11 +149,11 @@ def draw_motion(i:Inspection) -> None:
     image, title, most, unit = map_picture(i)
     wheel = not i.dynamic and i.look.map == "colours"
     i.traces["map"].source, i.figure.layout.annotations[1].text = picture_source(image), title
-    i.traces["values"].update(showscale=most is not None, zmin=-(most or 1) if i.dynamic else 0, zmax=most or 1, colorscale="RdBu_r" if i.dynamic else "Cividis", colorbar_title_text=unit)
+    put(i.traces["values"], showscale=most is not None, zmin=-(most or 1) if i.dynamic else 0, zmax=most or 1, colorscale="RdBu_r" if i.dynamic else "Cividis", colorbar_title_text=unit)
     i.figure.layout.images[0].visible, i.figure.layout.annotations[6].text = wheel, f"rim:<br>{i.maximum:.2g} px" * wheel
-    i.traces["arrows"].update(dict(zip("xy", arrows_of(i))))
+    put(i.traces["arrows"], **dict(zip("xy", arrows_of(i))))
     seen = hover_cells(i.motion)
-    i.traces["values"].update(z=seen[..., 2], customdata=seen)
+    put(i.traces["values"], z=seen[..., 2], customdata=seen)
 
 def arrows_of(i:Inspection) -> tuple: # x, y
     "The arrows that are wanted, on the face and around it."
@@ -163,7 +164,7 @@ def arrows_of(i:Inspection) -> tuple: # x, y
 def draw_names(i:Inspection) -> None:
     "The names of the regions for the mouse."
     names = region_names(i.boxes, i.view.size)
-    i.traces["cells"].update(z=np.zeros(names.shape, np.int8), text=names)
+    put(i.traces["cells"], z=np.zeros(names.shape, np.int8), text=names)
     i.traces["values"].text = names
 
 # %% ../nbs/41_inspection.ipynb #410017
@@ -173,8 +174,8 @@ def draw_region(i:Inspection) -> None:
     crops = region_crops(view, i.boxes[k], motion_colors(i.motion, i.maximum, np.full_like(view.frames[0], 255)))
     column = np.pad(crops, ((0, 0), (0, 6), (0, 0), (0, 0)), constant_values=255).reshape(-1, *crops.shape[2:])[:-6]
     i.traces["crops"].source, i.figure.layout.annotations[2].text = picture_source(column), f"region {REGION_NAMES[k]}"
-    for name, which in (("boxes", i.boxes), ("outline", i.boxes), ("chosen", i.boxes[k:k + 1])): i.traces[name].update(dict(zip("xy", box_lines(which))))
-    i.traces["names"].update(dict(zip("xy", label_places(i.boxes).T)), text=REGION_NAMES)
+    for name, which in (("boxes", i.boxes), ("outline", i.boxes), ("chosen", i.boxes[k:k + 1])): put(i.traces[name], **dict(zip("xy", box_lines(which))))
+    put(i.traces["names"], **dict(zip("xy", label_places(i.boxes).T)), text=REGION_NAMES)
     i.figure.layout.shapes[0].update(dict(zip(("x0", "y0", "x1", "y1"), i.boxes[k].tolist())))
     dx, dy = i.vectors[k].round(2) + 0. # no -0.00
     i.said = f"{REGION_NAMES[k]}, {REGION_WATCHES[k]}: mean motion ({dx:+.2f}, {dy:+.2f}) px, {np.hypot(dx, dy):.2f} px long"
@@ -183,7 +184,7 @@ def draw_region(i:Inspection) -> None:
 def draw_classes(i:Inspection) -> None:
     "Probabilities as they are and with the region frozen, and the weights of the regions."
     k, (chances, weights), frozen = i.look.region, ask(i.view, i.boxes), ask(i.view, i.boxes, i.look.region)[0]
-    for name, heights in (("as it is", chances), ("frozen", frozen)): i.traces[name].update(x=i.names, y=heights)
+    for name, heights in (("as it is", chances), ("frozen", frozen)): put(i.traces[name], x=i.names, y=heights)
     draw_bars(i, "fusion weight", weights)
     i.figure.layout.annotations[4].text = f'<span style="color:{BLUE}">as it is</span>, <span style="color:{ORANGE}">{REGION_NAMES[k]} frozen</span>'
     best = int(chances.argmax())
@@ -193,7 +194,7 @@ def draw_classes(i:Inspection) -> None:
 def draw_bars(i:Inspection, title:str, heights:np.ndarray) -> None:
     "A bar a region; without a classifier, that is all there is to say."
     chosen = np.arange(len(heights)) == i.look.region
-    for name, which in (("regions", ~chosen), ("region", chosen)): i.traces[name].update(x=REGION_NAMES, y=np.where(which, heights, 0))
+    for name, which in (("regions", ~chosen), ("region", chosen)): put(i.traces[name], x=REGION_NAMES, y=np.where(which, heights, 0))
     i.figure.layout.annotations[5].text, i.told = title, f"label {i.names[i.view.label]}"
     i.figure.layout.annotations[4].text = "no classifier"
 
@@ -201,7 +202,7 @@ def draw_bars(i:Inspection, title:str, heights:np.ndarray) -> None:
 def draw_curve(i:Inspection) -> None:
     "Motion over time; once the clip was spotted, the curve that was used for it."
     curve, title = curve_of(i), "spotting curve, strain" if i.look.spotted else "mean motion since the onset"
-    i.traces["curve"].update(x=np.arange(len(curve)), y=curve)
+    put(i.traces["curve"], x=np.arange(len(curve)), y=curve)
     i.figure.layout.annotations[3].text = title + "  ● chosen □ labelled" + " ◇ spotted" * i.look.spotted
     i.figure.layout.yaxis4.title.text = "px/px" if i.look.spotted else "px"
     draw_marks(i)
@@ -212,7 +213,7 @@ def draw_marks(i:Inspection) -> None:
     "The pair, the frame that is seen, the labelled pair, and what was spotted."
     at, found = [i.view.onset, i.view.apex, i.look.frame, *i.view.moments], i.view.spotted() if i.look.spotted else None
     if found: at += [found.onset, found.apex, found.offset]
-    i.traces["marks"].update(x=at, y=curve_of(i)[at], text=["onset", "apex"] + [""] * (len(at) - 2))
+    put(i.traces["marks"], x=at, y=curve_of(i)[at], text=["onset", "apex"] + [""] * (len(at) - 2))
 
 PARTS = dict(face=draw_face, motion=draw_motion, region=draw_region, names=draw_names, curve=draw_curve, marks=draw_marks)
 

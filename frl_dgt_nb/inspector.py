@@ -101,12 +101,13 @@ class DisplacementInspector(widgets.VBox):
         ids = list(faces.index["clip_id"])
         if clip is not None and clip not in ids: raise ValueError(f"there is no clip {clip!r} in {faces.path}; it has {', '.join(ids[:4])} ...")
         self.figure = blank_figure(faces.settings["size"])
-        self.seen = Inspection(store_or_run, model, faces, out, self.figure)
+        self.seen = Inspection(store_or_run, model, faces, out, self.figure, 0 if clip is None else ids.index(clip))
         self.controls, self.status, self.quiet, self.redraw_ms = make_controls(), widgets.HTML(), False, {}
         super().__init__(self.rows())
         self.add_class("displacement-inspector")
         self.listen()
-        self.show_clip(0 if clip is None else ids.index(clip))
+        self.offer()
+        self.show()
 
     def rows(self) -> list[widgets.Widget]:
         "Controls above and below the figure."
@@ -145,7 +146,7 @@ class DisplacementInspector(widgets.VBox):
         for name, act in pushes.items(): c[name].on_click(self.answer(name, act))
         widgets.jslink((c["play"], "value"), (c["frame"], "value"))
         for name in ("cells", "values"): self.seen.traces[name].on_click(lambda _, points, __: self.answer("click", lambda: self.choose_at(points))())
-        for name in ("regions", "region"): self.seen.traces[name].on_click(lambda _, points, __: c["region"].set_trait("value", points.point_inds[0]))
+        for name in ("regions", "region"): self.seen.traces[name].on_click(lambda _, points, __: c["region"].set_trait("value", points.point_inds[0]) if points.point_inds else None)
         self.figure.layout.on_change(lambda _, shapes: self.answer("box", lambda: self.move_box(shapes[0]))(), "shapes")
 
     def show(self, *parts:str) -> None:
@@ -188,7 +189,7 @@ class DisplacementInspector(widgets.VBox):
         with self.silently():
             for name, (choices, chosen) in options.items(): c[name].options, c[name].value = choices, chosen
             for name in ("play", "frame", "moments"): c[name].max = int(clip["n_frames"]) - 1
-            c["frame"].value, c["moments"].value, c["picture"].value = self.seen.look.frame, (self.seen.view.onset, self.seen.view.apex), self.seen.look.picture
+            c["frame"].value, c["moments"].value, c["region"].value = self.seen.look.frame, (self.seen.view.onset, self.seen.view.apex), self.seen.look.region
 
     def show_clip(self, row:int) -> None: # of store.index
         "Another clip, its labelled pair."

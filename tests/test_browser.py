@@ -86,19 +86,21 @@ def page(notebook):
         stopped = "() => !!document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]')"
         page.wait_for_function(f"() => ({finished})() || ({stopped})()")
         if not page.evaluate(stopped): page.wait_for_selector(f"{FIGURE} image", state="attached")
+        page.keyboard.press("Escape")  # to command mode
         yield page
         browser.close()
 
 
 def show(page):
     "Scroll to the inspector, until it stays where it is."
-    widget, before = page.locator(".displacement-inspector").first, None
+    widget, before, steady = page.locator(".displacement-inspector").first, None, 0
     page.mouse.move(5, 300)  # away from what answers it
-    for _ in range(40):
-        widget.evaluate("node => node.scrollIntoView({block: 'start'})")
+    for _ in range(60):
         page.wait_for_timeout(150)
         now = widget.bounding_box()
-        if now == before and 0 < now["y"] < 200: return
+        steady = steady + 1 if now == before and 0 < now["y"] < 200 else 0
+        if steady == 4: return
+        if not steady: widget.evaluate("node => node.scrollIntoView({block: 'start'})")
         before = now
     pytest.fail(f"the inspector doesn't come into view: {now}")
 

@@ -271,8 +271,8 @@ def test_the_figure_holds_what_was_computed(known):
     draw(inspection)
     traces, k = inspection.traces, inspection.look.region
     chances, weights = ask(inspection.view, inspection.boxes)
-    assert np.allclose(traces["as it is"].y, chances) and np.allclose(traces["frozen"].y, ask(inspection.view, inspection.boxes, k)[0])
-    assert np.allclose(np.add(traces["regions"].y, traces["region"].y), weights) and np.flatnonzero(traces["region"].y).tolist() == [k]
+    assert np.allclose(traces["as it is"].y, chances, atol=1e-4) and np.allclose(traces["frozen"].y, ask(inspection.view, inspection.boxes, k)[0], atol=1e-4)
+    assert np.allclose(np.add(traces["regions"].y, traces["region"].y), weights, atol=1e-4) and np.flatnonzero(traces["region"].y).tolist() == [k]
     assert np.allclose(traces["values"].customdata[4][4], [.5, 0, .5])
     assert list(traces["as it is"].x) == ["negative", "positive", "surprise"]
     shape = inspection.figure.layout.shapes[0]
@@ -287,7 +287,7 @@ def test_without_a_model_there_are_no_classes(store):
     inspection = Inspection(store)
     draw(inspection)
     assert not inspection.traces["as it is"].y and "no classifier" in inspection.figure.layout.annotations[4].text and "frozen" not in inspection.said
-    assert np.allclose(np.add(inspection.traces["regions"].y, inspection.traces["region"].y), np.hypot(*inspection.vectors.T))
+    assert np.allclose(np.add(inspection.traces["regions"].y, inspection.traces["region"].y), np.hypot(*inspection.vectors.T), atol=1e-4)
     assert inspection.look.region == np.hypot(*inspection.vectors.T).argmax() # it begins with the liveliest
 
 
@@ -362,7 +362,7 @@ def test_database_subject_and_clip_go_together(inspector):
 def test_a_mistake_is_told_and_nothing_is_lost(inspector):
     inspector.controls["moments"].value = 2, 2
     assert "#b00020" in inspector.status.value and "wanted 0 &lt;= onset" in inspector.status.value
-    inspector.controls["region"].value = 3
+    inspector.controls["region"].value = (inspector.controls["region"].value + 1) % 9
     assert "#b00020" not in inspector.status.value
 
 
@@ -456,7 +456,22 @@ def test_spotted_moments_are_marked_on_their_curve(inspector, monkeypatch):
     monkeypatch.setattr(inspecting, "spot", lambda frames, landmarks: found)
     inspector.controls["spot"].click()
     marks, curve = inspector.seen.traces["marks"], inspector.seen.traces["curve"]
-    assert np.allclose(curve.y, found.curve) and list(marks.x)[5:] == [0, 3, length - 1] and list(marks.x)[3:5] == list(inspector.seen.view.moments)
-    assert np.allclose(marks.y, found.curve[list(marks.x)]) and "spotted" in inspector.figure.layout.annotations[3].text
+    assert np.allclose(curve.y, found.curve, atol=1e-4) and list(marks.x)[5:] == [0, 3, length - 1] and list(marks.x)[3:5] == list(inspector.seen.view.moments)
+    assert np.allclose(marks.y, found.curve[list(marks.x)], atol=1e-4) and "spotted" in inspector.figure.layout.annotations[3].text
     inspector.controls["clip"].value = 1
     assert len(marks.x) == 5 and inspector.figure.layout.yaxis4.title.text == "px"
+
+
+def test_no_flat_array_is_sent_as_bytes(inspector):
+    "plotly 7.1 stumbles over their return: a click after it would be lost."
+    for trace in inspector.figure.data:
+        for name in ("x", "y", "z", "text", "customdata"):
+            value = getattr(trace, name, None)
+            assert not (isinstance(value, np.ndarray) and value.ndim == 1), (trace.name, name)
+    assert None in inspector.seen.traces["boxes"].x # a gap
+
+
+def test_the_first_clip_is_the_one_asked_for_and_its_liveliest_region_is_chosen(known):
+    inspector = DisplacementInspector(known, clip="play/02/c1")
+    assert inspector.controls["clip"].value == inspector.seen.row == list(known.index["clip_id"]).index("play/02/c1")
+    assert inspector.controls["region"].value == inspector.seen.look.region == np.hypot(*inspector.seen.vectors.T).argmax()
