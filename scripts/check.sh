@@ -60,7 +60,7 @@ step "nbdev-export makes no difference" same_export
 step "README.md is up to date" python scripts/readme.py --check
 step "sizes, paths, import order, requirements" python scripts/tidy.py
 step "wheel and sdist, each in a clean environment" archives
-step "pytest" python -m pytest
+step "pytest" python -m pytest -n 2 --dist loadfile
 step "notebooks" nbdev-test --n-workers 2 --timing
 printf '\n%d seconds in all\n%d passed, %d failed\n' $((SECONDS - began)) "$passed" "$failed"
 [ "$failed" -eq 0 ]
