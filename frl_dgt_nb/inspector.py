@@ -190,6 +190,7 @@ class DisplacementInspector(widgets.VBox):
             for name, (choices, chosen) in options.items(): c[name].options, c[name].value = choices, chosen
             for name in ("play", "frame", "moments"): c[name].max = int(clip["n_frames"]) - 1
             c["frame"].value, c["moments"].value, c["region"].value = self.seen.look.frame, (self.seen.view.onset, self.seen.view.apex), self.seen.look.region
+            c["picture"].value = self.seen.look.picture
 
     def show_clip(self, row:int) -> None: # of store.index
         "Another clip, its labelled pair."

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "runs" / "screenshots"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PANELS = {"face": "xy", "map": "x2y2", "crops": "x3y3", "curve": "x4y4", "classes": "x5y5", "regions": "x6y6"}
-PATIENCE = 240_000 # ms: for a machine that has other things to do
+PATIENCE = 180_000 # ms: for a machine that has other things to do
 FIGURE = ".displacement-inspector .js-plotly-plot"
 NOISE = ("Failed to load resource", "favicon", "WebGL") # of the browser and of JupyterLab, not of a widget
 SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"}, "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}
@@ -80,15 +80,30 @@ def page(notebook):
         page.goto(notebook)
         page.wait_for_selector(".jp-Notebook .jp-CodeCell")
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
-        page.get_by_text("Run", exact=True).first.click()
-        page.get_by_text("Run All Cells", exact=True).first.click()
-        finished = "() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(prompt => /\\[\\d+\\]/.test(prompt.textContent))"
-        stopped = "() => !!document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]')"
-        page.wait_for_function(f"() => ({finished})() || ({stopped})()")
-        if not page.evaluate(stopped): page.wait_for_selector(f"{FIGURE} image", state="attached")
+        run_all(page)
         page.keyboard.press("Escape")  # to command mode
         yield page
         browser.close()
+
+
+PROMPTS = "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent.trim())"
+STOPPED = "!!document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]')"
+
+
+def run_all(page):
+    "Every cell from the top, until all have run or one has failed; asked again where JupyterLab drops the request while it connects to the kernel."
+    deadline, idle = time.monotonic() + PATIENCE / 1000, 3
+    while time.monotonic() < deadline:
+        prompts = page.evaluate(PROMPTS)
+        if page.evaluate(STOPPED) or all(prompt.strip("[]:").isdigit() for prompt in prompts) and page.evaluate(f"!!document.querySelector('{FIGURE} image')"): return
+        idle = 0 if "[*]:" in prompts else idle + 1
+        if idle > 3:
+            page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
+            page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
+            idle = -3
+        page.wait_for_timeout(1000)
+    keep(page, "notebook_is_stuck")
+    pytest.fail(f"the notebook doesn't finish: {prompts}")
 
 
 def show(page):
@@ -106,7 +121,12 @@ def show(page):
 
 
 def place(page, panel):
-    return page.locator(f"{FIGURE} .nsewdrag[data-subplot={PANELS[panel]}]").first.bounding_box()
+    "Where a panel is, scrolled to if JupyterLab has scrolled away."
+    for _ in range(5):
+        box = page.locator(f"{FIGURE} .nsewdrag[data-subplot={PANELS[panel]}]").first.bounding_box()
+        if box and box["y"] >= 0 and box["y"] + box["height"] <= page.viewport_size["height"]: break
+        show(page)
+    return box
 
 
 def pixels(page, panel):
@@ -135,7 +155,7 @@ def test_runs_from_the_top(page):
     assert page.locator(".displacement-inspector").count() == 1
     show(page)
     keep(page, "inspector_1280x800")
-    for panel in PANELS: assert pixels(page, panel).std() > 2, f"{panel} is blank"
+    for panel in PANELS.keys() - {"classes"}: assert pixels(page, panel).std() > 2, f"{panel} is blank"  # no classifier here
 
 
 def test_everything_is_inside_the_window(page):

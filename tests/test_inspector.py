@@ -474,4 +474,5 @@ def test_no_flat_array_is_sent_as_bytes(inspector):
 def test_the_first_clip_is_the_one_asked_for_and_its_liveliest_region_is_chosen(known):
     inspector = DisplacementInspector(known, clip="play/02/c1")
     assert inspector.controls["clip"].value == inspector.seen.row == list(known.index["clip_id"]).index("play/02/c1")
+    for name in ("picture", "factor", "frame", "source", "map", "still", "arrows", "length", "limit"): assert inspector.controls[name].value == getattr(inspector.seen.look, name), name
     assert inspector.controls["region"].value == inspector.seen.look.region == np.hypot(*inspector.seen.vectors.T).argmax()
