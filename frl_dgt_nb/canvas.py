@@ -84,6 +84,7 @@ def axes_of(size:int) -> dict:
     told["xaxis4"]["title"], told["yaxis4"]["title"] = dict(text="frame", standoff=2), dict(text="px", standoff=2)
     told["yaxis4"]["rangemode"] = told["yaxis6"]["rangemode"] = "tozero"
     told["yaxis5"]["range"] = [0, 1]
+    told["xaxis6"] |= dict(tickvals=[*range(len(REGION_NAMES))], ticktext=REGION_NAMES)
     return told
 
 # %% ../nbs/41_canvas.ipynb #410013
@@ -100,7 +101,7 @@ def blank_traces() -> list:
     image = lambda name, ax: go.Image(name=name, xaxis=f"x{ax}", yaxis=f"y{ax}", hoverinfo="skip")
     cells = lambda name, ax, told: go.Heatmap(name=name, xaxis=f"x{ax}", yaxis=f"y{ax}", opacity=0, x0=CELL / 2 - .5, dx=CELL, y0=CELL / 2 - .5, dy=CELL, zmin=0, zmax=1,
                                               hovertemplate=told + "<extra></extra>", showscale=False, colorscale="Cividis", colorbar=dict(x=.78, y=1, yanchor="top", len=.6, thickness=10))
-    bars = lambda name, ax, color, group: go.Bar(name=name, xaxis=f"x{ax}", yaxis=f"y{ax}", marker_color=color, offsetgroup=group, hovertemplate="%{x}: %{y:.3f}<extra>" + name + "</extra>")
+    bars = lambda name, ax, color, group: go.Bar(name=name, xaxis=f"x{ax}", yaxis=f"y{ax}", marker_color=color, offsetgroup=group, hovertemplate="%{y:.3f}<extra>" + name + "</extra>")
     return [image("face", ""), image("map", "2"), image("crops", "3"),
             line("boxes", "", "rgba(255,255,255,.75)"), line("outline", "2", "rgba(40,40,40,.5)", 1), line("chosen", "2", "black", 2),
             go.Scatter(name="names", mode="text", textfont=dict(color="white", size=11, shadow="0px 0px 3px black"), hoverinfo="skip"),

@@ -184,7 +184,8 @@ def draw_region(i:Inspection) -> None:
 def draw_classes(i:Inspection) -> None:
     "Probabilities as they are and with the region frozen, and the weights of the regions."
     k, (chances, weights), frozen = i.look.region, ask(i.view, i.boxes), ask(i.view, i.boxes, i.look.region)[0]
-    for name, heights in (("as it is", chances), ("frozen", frozen)): put(i.traces[name], x=i.names, y=heights)
+    for name, heights in (("as it is", chances), ("frozen", frozen)): put(i.traces[name], y=heights)
+    i.figure.layout.xaxis5.update(tickvals=[*range(len(i.names))], ticktext=i.names)
     draw_bars(i, "fusion weight", weights)
     i.figure.layout.annotations[4].text = f'<span style="color:{BLUE}">as it is</span>, <span style="color:{ORANGE}">{REGION_NAMES[k]} frozen</span>'
     best = int(chances.argmax())
@@ -194,7 +195,7 @@ def draw_classes(i:Inspection) -> None:
 def draw_bars(i:Inspection, title:str, heights:np.ndarray) -> None:
     "A bar a region; without a classifier, that is all there is to say."
     chosen = np.arange(len(heights)) == i.look.region
-    for name, which in (("regions", ~chosen), ("region", chosen)): put(i.traces[name], x=REGION_NAMES, y=np.where(which, heights, 0))
+    for name, which in (("regions", ~chosen), ("region", chosen)): put(i.traces[name], y=np.where(which, heights, 0))
     i.figure.layout.annotations[5].text, i.told = title, f"label {i.names[i.view.label]}"
     i.figure.layout.annotations[4].text = "no classifier"
 

@@ -274,7 +274,7 @@ def test_the_figure_holds_what_was_computed(known):
     assert np.allclose(traces["as it is"].y, chances, atol=1e-4) and np.allclose(traces["frozen"].y, ask(inspection.view, inspection.boxes, k)[0], atol=1e-4)
     assert np.allclose(np.add(traces["regions"].y, traces["region"].y), weights, atol=1e-4) and np.flatnonzero(traces["region"].y).tolist() == [k]
     assert np.allclose(traces["values"].customdata[4][4], [.5, 0, .5])
-    assert list(traces["as it is"].x) == ["negative", "positive", "surprise"]
+    assert inspection.figure.layout.xaxis5.ticktext == ("negative", "positive", "surprise") and inspection.figure.layout.xaxis6.ticktext == REGION_NAMES
     shape = inspection.figure.layout.shapes[0]
     assert np.allclose([shape.x0, shape.y0, shape.x1, shape.y1], inspection.boxes[k])
     assert list(traces["marks"].x) == [inspection.view.onset, inspection.view.apex, inspection.look.frame, *inspection.view.moments]
