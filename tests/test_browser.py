@@ -165,8 +165,6 @@ def test_runs_from_the_top(page):
     keep(page, "notebook_has_run")
     assert not page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
     assert page.locator(".displacement-inspector").count() == 1
-    show(page)
-    keep(page, "inspector_1280x800")
     for panel in PANELS.keys() - {"classes"}: assert pixels(page, panel).std() > 2, f"{panel} is blank"  # no classifier here
 
 
@@ -175,6 +173,7 @@ def test_everything_is_inside_the_window(page):
     for panel in PANELS:
         box = place(page, panel)
         assert box["x"] >= 0 and box["x"] + box["width"] <= 1280 and box["y"] + box["height"] <= 800, (panel, box)
+    keep(page, "inspector_1280x800")
 
 
 def test_the_magnification_slider_moves_the_face(page):
