@@ -240,7 +240,7 @@ def test_guided_module_is_frozen_and_noise_is_for_training():
     model, boxes = make(replace(SMALL, module="guided", sees=("displacement",), displacement_noise=.4, dgm_size=32)), batch()[1]
     assert model.training and not model.dgm.training and not any(p.requires_grad for p in model.dgm.parameters())
     frames = batch()[0]
-    torch.testing.assert_close(model(frames, boxes).displacement[1, 2], model.dgm(frames[1:2, 0], frames[1:2, 3])[0], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(model(frames, boxes).displacement[1, 2], model.displace(frames[1:2, 0], frames[1:2, 3])[0], atol=1e-6, rtol=1e-4)
     look = lambda: model.look_all(None, moves())
     assert (look() - look()).abs().max() > .1
     model.eval()
