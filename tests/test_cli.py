@@ -281,7 +281,17 @@ def test_compare_two_runs(home, finished, capsys, tmp_path):
     assert "no finished run" in wrong(capsys, "compare", run, tmp_path)
 
 
-def test_inner_epochs_are_asked_for_and_reported(home, finished, capsys):
+def test_inner_epochs_are_reported(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(TRAIN_PRESETS, "best", replace(TRAIN_PRESETS["best"], epochs=2))
+    for subject in ("s01", "s02", "s03"): shutil.copytree(SAMPLES / "frames" / subject, tmp_path / "data/frames" / subject)
+    clips = pd.read_csv(SAMPLES / "clips.csv", dtype=str)
+    clips[clips.subject.isin(["s01", "s02", "s03"])].to_csv(tmp_path / "data/clips.csv", index=False)
+    assert main(["loso", "--data", f"{tmp_path}/data", "--database", "folder", "--device", "cpu", "--out", f"{tmp_path}/run", "--inner", "1"]) == 0
+    report, table = json.loads((tmp_path / "run/report.json").read_text()), pd.read_parquet(tmp_path / "run/predictions.parquet")
+    assert set(report["inner"]) == {"uf1", "uar"} and report["selection"] == "last" and table.inner_prediction.isin(range(3)).all()
+
+
+def test_too_many_inner_subjects(home, capsys):
     "Two subjects leave one to train on: none can be held out, and the line says so."
     assert "inner" in wrong(capsys, "loso", "--data", home / "data", "--database", "folder", "--preset", "tiny", "--device", "cpu", "--out", home / "inner", "--inner", "1")
 
