@@ -1,116 +1,25 @@
 """The inspector's notebook in a real JupyterLab, driven in a headless Chromium: what the page shows is compared, not what the kernel says."""
-import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-PICTURES = ROOT / "runs" / "screenshots"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+from jupyter_page import ROOT, chromium, complaints, errors, jupyterlab, keep, needs_chromium, open_notebook, run_all
+
 PANELS = {"face": "xy", "map": "x2y2", "crops": "x3y3", "curve": "x4y4", "classes": "x5y5", "regions": "x6y6"}
-PATIENCE = 180_000 # ms: for a machine that has other things to do
 FIGURE = ".displacement-inspector .js-plotly-plot"
-NOISE = ("Failed to load resource", "favicon", "WebGL") # of the browser and of JupyterLab, not of a widget
-SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"}, "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}
-
-try: from playwright.sync_api import sync_playwright
-except ImportError: sync_playwright = None
-pytestmark = pytest.mark.skipif(not CHROMIUM or sync_playwright is None, reason="no chromium")
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
-def notebook(tmp_path_factory):
-    "The address of a copy of the notebook, in a JupyterLab of its own with nobody's settings."
-    home = tmp_path_factory.mktemp("lab")
-    (home / "work/nbs").mkdir(parents=True)
-    lesson = json.loads((ROOT / "nbs/41_inspector.ipynb").read_text(encoding="utf-8"))
-    lesson["cells"] = [cell for cell in lesson["cells"] if not "".join(cell["source"]).startswith("#| slow")]  # as in the tests of notebooks
-    (home / "work/nbs/41_inspector.ipynb").write_text(json.dumps(lesson), encoding="utf-8")
-    (ROOT / "runs").mkdir(exist_ok=True)
-    for name in ("data_samples", "runs", "frl_dgt_nb"): (home / "work" / name).symlink_to(ROOT / name)
-    for name, values in SETTINGS.items():
-        path = home / "settings/@jupyterlab" / f"{name}.jupyterlab-settings"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(values))
-    port, token = free_port(), "of-this-test"
-    folders = {f"JUPYTER{name}_DIR": str(home / name.strip("_").lower()) for name in ("_CONFIG", "_RUNTIME", "LAB_WORKSPACES")}
-    environment = os.environ | folders | {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "IPYTHONDIR": str(home / "ipython"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with open(home / "log", "w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
-                                   f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={home / 'work'}", "--LabApp.extension_manager=readonly"], env=environment, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + PATIENCE / 1000
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/status?token={token}", timeout=5)
-                break
-            except OSError:
-                if server.poll() is not None or time.monotonic() > deadline: pytest.fail("JupyterLab did not start:\n" + (home / "log").read_text()[-2000:])
-                time.sleep(.2)
-        yield f"http://127.0.0.1:{port}/lab/tree/nbs/41_inspector.ipynb?token={token}&reset"
-    finally:
-        server.terminate()
-        try: server.wait(20)
-        except subprocess.TimeoutExpired: server.kill()
-
-
-@pytest.fixture(scope="module")
-def page(notebook):
-    "The notebook, run from the top; `page.complaints` are the console's errors."
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
-        page.complaints = []
-        page.on("console", lambda message: page.complaints.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.set_default_timeout(PATIENCE)
-        page.goto(notebook)
-        page.wait_for_selector(".jp-Notebook .jp-CodeCell")
-        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
-        page.wait_for_timeout(2000)
-        run_all(page)
+def page(tmp_path_factory):
+    "The notebook, run from the top."
+    with jupyterlab(tmp_path_factory.mktemp("lab"), [ROOT / "nbs/41_inspector.ipynb"]) as address, chromium() as page:
+        open_notebook(page, address("41_inspector.ipynb"))
+        run_all(page, f"!!document.querySelector('{FIGURE} image')")
         page.keyboard.press("Escape")  # to command mode
         yield page
-        browser.close()
-
-
-PROMPTS = "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent.trim())"
-STOPPED = "!!document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]')"
-
-
-def run_all(page):
-    "Every cell from the top, until all have run or one has failed; asked again where JupyterLab drops the request while it connects to the kernel."
-    deadline, idle = time.monotonic() + PATIENCE / 1000, 3
-    while time.monotonic() < deadline:
-        prompts = page.evaluate(PROMPTS)
-        if page.evaluate(STOPPED) or all(prompt.strip("[]:").isdigit() for prompt in prompts) and page.evaluate(f"!!document.querySelector('{FIGURE} image')"): return
-        idle = 0 if "[*]:" in prompts else idle + 1
-        dialog = page.locator(".jp-Dialog")
-        if dialog.count():
-            print("JupyterLab asked:", dialog.first.inner_text())
-            dialog.first.locator("button.jp-mod-accept").click()
-        elif idle > 3:
-            page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
-            page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
-            idle = -3
-        page.wait_for_timeout(1000)
-    keep(page, "notebook_is_stuck")
-    pytest.fail(f"the notebook doesn't finish: {prompts}")
 
 
 def show(page):
@@ -155,15 +64,10 @@ def changed(page, panel, before, seconds=60):
     return False
 
 
-def keep(page, name):
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=PICTURES / f"{name}.png")
-
-
 def test_runs_from_the_top(page):
     "Every cell, without an error, with the widget in place."
     keep(page, "notebook_has_run")
-    assert not page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
+    assert not errors(page)
     assert page.locator(".displacement-inspector").count() == 1
     for panel in PANELS.keys() - {"classes"}: assert pixels(page, panel).std() > 2, f"{panel} is blank"  # no classifier here
 
@@ -233,4 +137,4 @@ def test_larger_on_a_large_screen(page):
 
 
 def test_no_widget_complains(page):
-    assert not [text for text in page.complaints if not any(noise in text for noise in NOISE)]
+    assert not complaints(page)
