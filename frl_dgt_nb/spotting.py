@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'RULE', 'Spot', 'feet', 'spot', 'plot_spot', 'spot_file', 'spotted_pair', 'spotted_apex', 'read_spots',
-           'find_all', 'write_spotted', 'finished', 'spot_store']
+           'find_all', 'write_about', 'finished', 'derive', 'write_spotted', 'spot_store']
 
 # %% ../nbs/06_spotting.ipynb #c002
 import json, math, os, shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from pandas import DataFrame
 from scipy.ndimage import gaussian_filter1d
 from tqdm.auto import tqdm
 
@@ -148,28 +150,49 @@ def find_all(store:FaceStore, rows:list[int], how:dict, journal:Path, settings:d
             file.flush()
     return found
 
+# %% ../nbs/06_spotting.ipynb #c02a
+def write_about(store:FaceStore, part:Path, index:DataFrame, settings:dict) -> None:
+    "All files but the frames of a store that is made from another one; the index, last, makes it a store."
+    index = index.assign(**{key: [values.ravel().tolist() for values in index[key]] for key in ("landmarks", "transform")})
+    for name in ("excluded.json", "lost.json"): shutil.copyfile(store.path / name, part / name)
+    write_atomic(part / "settings.json", json.dumps(settings, indent=1).encode())
+    write_atomic(part / "index.parquet", index.to_parquet(index=False))
+
+def finished(out:Path, settings:dict, what:str) -> bool:
+    "Whether the store is there. `ValueError` if something else is."
+    if not out.exists() or out.is_dir() and not any(out.iterdir()):
+        return False
+    if not (out / "index.parquet").is_file() or read_json(out / "settings.json") != settings:
+        raise ValueError(f"{out} holds something else than this store with {what}; choose another folder, or remove it")
+    return True
+
+def derive(
+    out:Path, # folder of the new store
+    settings:dict, # all that its content depends on
+    what:str, # it is, in words
+    fill:Callable[[Path], None], # writes its files into a folder
+) -> FaceStore:
+    "A store that is made from another one: filled beside its place and moved there when it is whole, or opened. `ValueError` if something else is there."
+    part = out.with_name(out.name + ".part")
+    with writing(out.parent), wait_for(out.with_name(out.name + ".lock")):
+        if not finished(out, settings, what):
+            part.mkdir(exist_ok=True)
+            fill(part)
+            if out.exists(): out.rmdir() # empty
+            os.replace(part, out)
+    return FaceStore(out)
+
 # %% ../nbs/06_spotting.ipynb #c021
 def write_spotted(store:FaceStore, part:Path, found:dict[str, list], settings:dict) -> None:
     "The files of a store with other apexes and the same frames."
     index = store.index.copy()
     for row, name in index["clip_id"].items():
         if name in found: index.loc[row, ["apex", "apex_source"]] = found[name]
-    index = index.assign(**{key: [values.ravel().tolist() for values in index[key]] for key in ("landmarks", "transform")})
     frames = (store.path / "frames.npy").resolve()
     (part / "frames.npy").unlink(missing_ok=True)
     try: os.link(frames, part / "frames.npy")
     except OSError: shutil.copyfile(frames, part / "frames.npy")
-    for name in ("excluded.json", "lost.json"): shutil.copyfile(store.path / name, part / name)
-    write_atomic(part / "settings.json", json.dumps(settings, indent=1).encode())
-    write_atomic(part / "index.parquet", index.astype({"apex": int}).to_parquet(index=False))
-
-def finished(out:Path, settings:dict) -> bool:
-    "Whether the store is there. `ValueError` if something else is."
-    if not out.exists() or out.is_dir() and not any(out.iterdir()):
-        return False
-    if not (out / "index.parquet").is_file() or read_json(out / "settings.json") != settings:
-        raise ValueError(f"{out} holds something else than this store with these spotted apexes; choose another folder, or remove it")
-    return True
+    write_about(store, part, index.astype({"apex": int}), settings)
 
 def spot_store(
     store:FaceStore, # with onsets and offsets
@@ -182,15 +205,8 @@ def spot_store(
     "A store of the same frames with spotted apexes, made, gone on with, or opened. It has no `truth`: that leads to the labelled apex."
     if which not in ("missing", "all") or method not in METHODS:
         raise ValueError(f"got which={which!r}, method={method!r}; wanted missing or all, and one of {', '.join(METHODS)}")
-    out = Path(out)
-    part, how = out.with_name(out.name + ".part"), {"method": method, "steadied": steadied, "smooth": smooth}
+    how = {"method": method, "steadied": steadied, "smooth": smooth}
     settings = store.settings | {"root": "", "spotting": {"which": which, "rule": RULE, **how}}
     rows = [row for row, source in store.index["apex_source"].items() if which == "all" or source != "labelled"]
-    with writing(out.parent), wait_for(out.with_name(out.name + ".lock")):
-        if not finished(out, settings):
-            part.mkdir(exist_ok=True)
-            found = find_all(store, rows, how, part / "spots.jsonl", settings, progress)
-            write_spotted(store, part, found, settings)
-            if out.exists(): out.rmdir() # empty
-            os.replace(part, out)
-    return FaceStore(out)
+    fill = lambda part: write_spotted(store, part, find_all(store, rows, how, part / "spots.jsonl", settings, progress), settings)
+    return derive(Path(out), settings, "these spotted apexes", fill)
