@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['conv_block', 'DisplacementModule', 'check_frames', 'reconstruction_loss', 'normalization_loss', 'smoothness_loss',
-           'displacement_loss', 'scale_gradient', 'normalize_displacement', 'endpoint_error', 'face_mask',
-           'remove_drift', 'remove_affine_drift']
+           'displacement_loss', 'scale_gradient', 'displacement_size', 'normalize_displacement', 'endpoint_error',
+           'face_mask', 'remove_drift', 'remove_affine_drift']
 
 # %% ../nbs/11_dgm.ipynb #110002
 import math
@@ -112,16 +112,22 @@ def scale_gradient(x:Tensor, # any shape
     return _ScaleGradient.apply(x, scale)
 
 # %% ../nbs/11_dgm.ipynb #110025
+def displacement_size(displacement:Tensor, # (B,C,H,W)
+                      quantile:float=.95, # of the magnitudes
+                      minimum:float=1e-4, # 1.0 = half the width: .013 px at 256
+                      ) -> Tensor: # (B,1,1,1), float32 at least
+    "The robust size of each sample."
+    if not 0 < quantile <= 1: raise ValueError(f"quantile must lie in (0,1], got {quantile}")
+    squares = displacement.to(torch.promote_types(displacement.dtype, torch.float32)).square().sum(1).flatten(1)
+    size = squares.kthvalue(max(1, round(quantile * squares.shape[1])), 1).values.clamp(min=minimum ** 2).sqrt()
+    return size.view(-1, 1, 1, 1)
+
 def normalize_displacement(displacement:Tensor, # (B,2,H,W)
                            quantile:float=.95, # of the magnitudes; this one becomes 1
-                           minimum:float=1e-4, # smallest size divided by, 1.0 = half the width: .013 px at 256
+                           minimum:float=1e-4, # smallest size divided by
                            ) -> Tensor: # (B,2,H,W)
     "Each sample divided by its own robust size; small motions grow, large ones shrink, none stays none."
-    if not 0 < quantile <= 1: raise ValueError(f"quantile must lie in (0,1], got {quantile}")
-    wide = check_displacement(displacement).to(torch.promote_types(displacement.dtype, torch.float32))
-    squares = wide.square().sum(1).flatten(1)
-    size = squares.kthvalue(max(1, round(quantile * squares.shape[1])), 1).values.clamp(min=minimum ** 2).sqrt()
-    return (wide / size.view(-1, 1, 1, 1)).to(displacement.dtype)
+    return (check_displacement(displacement) / displacement_size(displacement, quantile, minimum)).to(displacement.dtype)
 
 # %% ../nbs/11_dgm.ipynb #110031
 def endpoint_error(estimate_px:Tensor, # (B,2,H,W) motion of the onset's points in pixels

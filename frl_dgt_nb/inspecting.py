@@ -25,7 +25,7 @@ from .flow import dynamic_image, optical_flow, optical_strain
 from .folds import fold_path, read_settings
 from .guided import load_guided
 from .model import FRLDGT, load_model
-from .regions import REGION_NAMES, au_boxes, crop_boxes
+from .regions import REGION_NAMES, crop_boxes, face_boxes
 from .spotting import Spot, spot
 from .store import FaceStore
 from .warp import from_motion, magnify, to_motion
@@ -64,7 +64,7 @@ def choose_model(
 def check_model(model:FRLDGT, store:FaceStore) -> FRLDGT:
     "ValueError unless the model takes frames, nine regions, and has a class for each label of the store."
     config, labels = model.config, store.index["label"].max() + 1
-    if config.module == "given": raise ValueError("got a model with module='given', which sees no faces; wanted one that finds its displacement in two frames")
+    if config.module in ("given", "dynamic"): raise ValueError(f"got a model with module={config.module!r}, which two frames aren't enough for; wanted one that finds its displacement in them")
     if config.regions != len(REGION_NAMES): raise ValueError(f"got a model of {config.regions} regions, wanted {len(REGION_NAMES)}, those of a face")
     if labels > config.classes:
         raise ValueError(f"got a model of {config.classes} classes for a store of {labels}; pass a model trained on labels of the same scheme")
@@ -119,7 +119,7 @@ class PairView:
     def face(self) -> Tensor: return self.keep("face", lambda: face_mask(self.landmarks, self.size)) # (1,H,W) bool
 
     @property
-    def boxes(self) -> np.ndarray: return self.keep("boxes", lambda: au_boxes(self.landmarks, self.size)[0].numpy()) # (9,4)
+    def boxes(self) -> np.ndarray: return self.keep("boxes", lambda: face_boxes(self.landmarks, self.size, self.model.config.boxes if self.model else "au")[0].numpy()) # (9,4)
 
     def curve(self) -> np.ndarray: # (T,) px
         "Motion over time, from the onset."

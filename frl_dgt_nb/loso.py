@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .devices import pick_device
 from .folds import finish_run, fold_path, load_fold, open_run, run_settings, save_fold
 from .model import PRESETS, ModelConfig
-from .sampling import load_frames
+from .known import known_displacements, load_frames
 from .store import FaceStore
 from .training import TRAIN_PRESETS, TrainConfig, check_fit, train_fold
 
@@ -112,6 +112,8 @@ def run_loso(
     threads = threads or max(1, torch.get_num_threads() // workers)
     with open_run(out, run_settings(store, model_config, train_config, seed), resume):
         pending = [subject for subject in subjects if load_fold(out, subject) is None]
+        if pending and model_config.known and model_config.module != "guided":  # once, before the workers ask for it; it takes a while
+            known_displacements(store.path, store.settings["checksum"], train_config.apex_jitter, torch.device("cpu"), model_config.module, progress)
         work = partial(run_fold, store=store, out=out, model_config=model_config, train_config=train_config, seed=seed,
                        device=device, progress=progress and workers == 1)
         stream = in_process(work, pending, threads) if workers == 1 or len(pending) < 2 else in_workers(work, pending, workers, threads)

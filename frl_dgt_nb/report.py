@@ -17,11 +17,13 @@ from jinja2 import DictLoader, Environment
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from .clips import class_names
+from .flow import optical_flow
 from .folds import fold_path, load_fold
+from .known import brought_map
 from .metrics import uf1
 from .model import FRLDGT, load_model
 from .plots import figure_png, flow_maximum, plot_confusion, plot_curves, plot_evidence
-from .regions import au_boxes, mirror_boxes
+from .regions import MIRROR_ORDERS, face_boxes, mirror_boxes
 from .sampling import mirror_displacement
 from .store import FaceStore, write_atomic
 from .warp import to_motion
@@ -48,20 +50,20 @@ def typical_clip(table:pd.DataFrame, label:int)->int|None: # row of the table; N
 # %% ../nbs/40_report.ipynb #25e93e95
 def explain(
     model:FRLDGT, # in evaluation mode
-    onset:np.ndarray, # (H,W,3) uint8, aligned
-    apex:np.ndarray, # as onset
+    onset:np.ndarray, apex:np.ndarray, # (H,W,3) uint8, aligned
     landmarks:np.ndarray, # (68,2) in aligned pixels
-    displacement:np.ndarray|None=None, # (2,H,W), or (3,H,W) with strain, where it comes with the data
-)->dict[str,np.ndarray]: # probabilities (classes,), motion (2,H,W) px, boxes (9,4), weights (heads,9)
+    displacement:np.ndarray|None=None, # (2,H,W), (3,H,W) with strain, or a dynamic image: see `brought_map`
+)->dict[str,np.ndarray]: # probabilities (classes,), motion (2,H,W) px (optical flow beside a dynamic image), boxes (9,4), weights (heads,9)
     "What the model makes of one pair, and how it weighs the regions."
-    device = next(model.parameters()).device
+    device, config = next(model.parameters()).device, model.config
     first, second = (torch.tensor(image, device=device).permute(2, 0, 1)[None].float() / 255 for image in (onset, apex))
-    boxes = au_boxes(torch.as_tensor(landmarks).float()[None], onset.shape[0]).to(device)
+    boxes = face_boxes(torch.tensor(landmarks, device=device).float()[None], onset.shape[0], config.boxes)
     with torch.inference_mode():
         out = model(first, second, boxes, None if displacement is None else torch.tensor(displacement, device=device)[None])
-        sides = [out.logits]
-        if model.config.mirror: sides.append(model(first.flip(-1), second.flip(-1), mirror_boxes(boxes, onset.shape[1]), mirror_displacement(out.displacement, torch.tensor([True]))).logits)
-    found = dict(probabilities=torch.stack(sides).float().softmax(-1).mean(0), motion=to_motion(out.displacement[:, :2].float()), boxes=boxes, weights=out.global_weights.float())
+        other = mirror_boxes(boxes, onset.shape[1], MIRROR_ORDERS[config.boxes]), mirror_displacement(out.displacement, torch.tensor([True]), config.module != "dynamic")
+        sides = [out.logits] + ([model(first.flip(-1), second.flip(-1), *other).logits] if config.mirror else [])
+    found = dict(probabilities=torch.stack(sides).float().softmax(-1).mean(0), boxes=boxes, weights=out.global_weights.float(),
+                 motion=optical_flow(first, second) if config.module == "dynamic" else to_motion(out.displacement[:, :2].float()))
     return {name: value[0].cpu().numpy() for name, value in found.items()}
 
 # %% ../nbs/40_report.ipynb #82521b49
@@ -69,8 +71,7 @@ def explain_classes(run:str|Path, store:FaceStore, table:pd.DataFrame, classes:i
     "The typical clip of each class, seen by the model that had left its subject out."
     rows = {label: typical_clip(table, label) for label in range(classes)}
     models = {row: load_model(fold_path(run, table.subject_id[row], ".safetensors")) for row in rows.values() if row is not None}
-    given = getattr(store, "displacements", [None] * len(store))
-    return {label: (row, explain(models[row], *store.pair(row), store.landmarks[row], given[row])) for label, row in rows.items() if row is not None}
+    return {label: (row, explain(models[row], *store.pair(row), store.landmarks[row], brought_map(store, row, models[row].config.module))) for label, row in rows.items() if row is not None}
 
 # %% ../nbs/40_report.ipynb #d57aacb2
 def evidence_figures(store:FaceStore, table:pd.DataFrame, seen:dict[int,tuple[int,dict]], names:tuple[str,...])->list[tuple[str,str,Figure]]: # class, what to say, picture

@@ -94,7 +94,7 @@ def test_a_run_shows_the_probabilities_that_it_stored(run, store):
 
 @pytest.mark.parametrize("config, message", [
     (dict(classes=2), "2 classes for a store of 3"), (dict(regions=4), "4 regions, wanted 9"),
-    (dict(module="given", sees=("displacement", "strain")), "sees no faces")])
+    (dict(module="given", sees=("displacement", "strain")), "two frames aren.t enough")])
 def test_a_model_that_does_not_fit_is_refused(config, message, store):
     from dataclasses import replace
     with pytest.raises(ValueError, match=message): DisplacementInspector(store, FRLDGT(replace(SMALL, **config)))

@@ -15,7 +15,8 @@ from frl_dgt_nb import training
 from frl_dgt_nb.guided import SHRINK, load_guided
 from frl_dgt_nb.model import ModelConfig
 from frl_dgt_nb.regions import au_boxes
-from frl_dgt_nb.sampling import (FoldData, choose_inner, draw_pairs, fold_generator, fold_seed, jitter_apex, known_displacements, load_frames,
+from frl_dgt_nb.known import known_displacements, load_frames
+from frl_dgt_nb.sampling import (FoldData, choose_inner, draw_pairs, fold_generator, fold_seed, jitter_apex,
                                  mirror_displacement, mirror_some)
 from frl_dgt_nb.training import TrainConfig, train_fold
 from frl_dgt_nb.warp import splat, warp

@@ -12,7 +12,8 @@ from frl_dgt_nb import training
 from frl_dgt_nb.dgm import displacement_loss
 from frl_dgt_nb.guided import load_guided
 from frl_dgt_nb.model import FRLDGT, PRESETS, ModelConfig
-from frl_dgt_nb.sampling import FoldData, choose_inner, fold_generator, fold_seed, known_displacements, load_frames
+from frl_dgt_nb.known import known_displacements, load_frames
+from frl_dgt_nb.sampling import FoldData, choose_inner, fold_generator, fold_seed
 from frl_dgt_nb.training import (TRAIN_PRESETS, TrainConfig, Trainer, amp_dtype, class_weights, joint_loss, make_optimizers, pick_device,
                                  predict_test, train_fold)
 
