@@ -1,6 +1,7 @@
 """A JupyterLab of its own in a headless Chromium: what the browser tests share. No test is in here."""
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -10,11 +11,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-try: from playwright.sync_api import Page, sync_playwright
-except ImportError: Page = sync_playwright = None
+try: from playwright.sync_api import Browser, Page, sync_playwright
+except ImportError: Browser = Page = sync_playwright = None
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "runs" / "screenshots"
@@ -22,7 +24,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE = 180_000 # ms: for a machine that has other things to do
 NOISE = ("Failed to load resource", "favicon", "WebGL") # of the browser and of JupyterLab, not of a widget
 SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"}, "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}
-ERROR = '[data-mime-type="application/vnd.jupyter.error"]'
+LEFT_OUT = ("#| slow", "#| cuda", "#| eval: false")
+STDERR, TRACEBACK = '[data-mime-type="application/vnd.jupyter.stderr"]', re.compile(r"Traceback \(most recent call last\)|SyntaxError|IndentationError") # JupyterLab shows errors as it shows stderr
 PROMPTS = "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent.trim())"
 
 needs_chromium = pytest.mark.skipif(not CHROMIUM or sync_playwright is None, reason="no chromium")
@@ -66,9 +69,10 @@ def private(home: Path) -> dict[str, str]:
 
 
 def copy_notebook(source: Path, target: Path) -> None:
-    "Without the cells that are slow, as in the tests of notebooks."
+    "Without outputs, and without the cells that are slow or want a GPU, as in the tests of notebooks."
     lesson = json.loads(source.read_text(encoding="utf-8"))
-    lesson["cells"] = [cell for cell in lesson["cells"] if not "".join(cell["source"]).startswith("#| slow")]
+    lesson["cells"] = [cell | ({"outputs": [], "execution_count": None} if cell["cell_type"] == "code" else {})
+                       for cell in lesson["cells"] if not "".join(cell["source"]).startswith(LEFT_OUT)]
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(lesson), encoding="utf-8")
 
@@ -78,7 +82,8 @@ def jupyterlab(home: Path, notebooks: list[Path]) -> Iterator[Callable[[str], st
     "A JupyterLab with copies of some notebooks; yields what makes an address of the name of one."
     for path in notebooks: copy_notebook(path, home / "work/nbs" / path.name)
     (ROOT / "runs").mkdir(exist_ok=True)
-    for name in ("data_samples", "runs", "frl_dgt_nb"): (home / "work" / name).symlink_to(ROOT / name)
+    for path in ROOT.glob("[!.]*"): # what a notebook may look for in ..
+        if path.name != "nbs": (home / "work" / path.name).symlink_to(path)
     port, token = free_port(), "of-this-test"
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
                f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={home / 'work'}", "--LabApp.extension_manager=readonly"]
@@ -91,13 +96,18 @@ def chromium(width: int = 1280, height: int = 800) -> Iterator[Page]:
     "An empty page; `page.complaints` are the console's errors."
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": width, "height": height})
-        page.complaints = []
-        page.on("console", lambda message: page.complaints.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.set_default_timeout(PATIENCE)
-        yield page
+        yield new_page(browser, width, height)
         browser.close()
+
+
+def new_page(browser: Browser, width: int = 1280, height: int = 800) -> Page:
+    "An empty page that remembers what is complained of."
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.complaints = []
+    page.on("console", lambda message: page.complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.set_default_timeout(PATIENCE)
+    return page
 
 
 def complaints(page: Page) -> list[str]:
@@ -107,7 +117,7 @@ def complaints(page: Page) -> list[str]:
 
 def errors(page: Page) -> list[str]:
     "Tracebacks in the notebook."
-    return page.locator(ERROR).all_inner_texts()
+    return page.locator(STDERR).filter(has_text=TRACEBACK).all_inner_texts()
 
 
 def open_notebook(page: Page, address: str) -> None:
@@ -118,12 +128,19 @@ def open_notebook(page: Page, address: str) -> None:
     page.wait_for_timeout(2000)
 
 
+def shut_kernels(address: str) -> None:
+    "All kernels of the JupyterLab that an address is of: each holds its notebook's arrays for as long as it lives."
+    parts = urlsplit(address)
+    ask = lambda method, path: urllib.request.urlopen(urllib.request.Request(f"{parts.scheme}://{parts.netloc}/api/kernels{path}?{parts.query}", method=method), timeout=60)
+    for kernel in json.load(ask("GET", "")): ask("DELETE", f"/{kernel['id']}")
+
+
 def run_all(page: Page, ready: str = "true") -> None:
     "Every cell from the top, until all have run and `ready` (JavaScript) holds or one has failed; asked again where JupyterLab drops the request while it connects to the kernel."
     deadline, idle = time.monotonic() + PATIENCE / 1000, 3
     while time.monotonic() < deadline:
         prompts = page.evaluate(PROMPTS)
-        if page.locator(ERROR).count() or all(prompt.strip("[]:").isdigit() for prompt in prompts) and page.evaluate(ready): return
+        if errors(page) or all(prompt.strip("[]:").isdigit() for prompt in prompts) and page.evaluate(ready): return
         idle = 0 if "[*]:" in prompts else idle + 1
         dialog = page.locator(".jp-Dialog")
         if dialog.count():
