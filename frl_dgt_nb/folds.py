@@ -55,7 +55,8 @@ def read_settings(out:Path)->dict: # as `run_settings` tells them today
     with reading(path := out / "config.json", "choose another folder for the run, or remove this one"):
         stored = json.loads(path.read_bytes())
         if "baseline" in stored["model"]: return stored  # a run of notebook 34 has settings of its own
-        return stored | {"model": asdict(ModelConfig()) | stored["model"], "train": asdict(TrainConfig()) | stored["train"]}
+        defaults = json.loads(json.dumps({"model": asdict(ModelConfig()), "train": asdict(TrainConfig())}))
+        return stored | {part: defaults[part] | stored[part] for part in defaults}
 
 # %% ../nbs/33_folds.ipynb #335010
 def write_json(path:Path, value:dict)->None:

@@ -139,7 +139,7 @@ def test_a_run_from_before_a_setting_goes_on(store, run, tmp_path):
     "Its config.json lacks what later versions added; that had the default"
     shutil.copytree(run[0], tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    del config["train"]["inner"], config["model"]["displacement_noise"]
+    del config["train"]["inner"], config["model"]["displacement_noise"], config["model"]["levels"]
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     for path in ("report.json", "predictions.parquet", "folds/toy__02.json"): (tmp_path / "run" / path).unlink()
     with pytest.raises(ValueError, match="train.inner was 0, now 1;"):
