@@ -39,6 +39,7 @@ class ModelConfig:
     normalize:bool = True        # 3.1: minor displacements up, major ones down, for the crops; False: pixels
     module:str = "plain"         # 3.1; one of MODULES
     mirror:bool = False          # 3 has none: predictions are the mean over a pair and its mirror image
+    steps:int = 0                # 4.4: T, frames of a sequence for FRL-DGT-S (notebook 24); 0: pairs
     dgm_size:int = 256           # side at which the displacement module works; Guess
     dgm_width:int = 32           # its channels at full size; Guess
     dgm_depth:int = 4            # how often it halves the image; Guess
@@ -86,6 +87,8 @@ def check_config(config:ModelConfig)->None:
     if c.dgm_size % 2**c.dgm_depth:
         raise ValueError(f"dgm_size={c.dgm_size} can't be halved dgm_depth={c.dgm_depth} times; choose a multiple of {2**c.dgm_depth}")
     if c.dim % c.heads: raise ValueError(f"heads={c.heads} doesn't divide dim={c.dim}; choose heads that do")
+    if c.steps < 0 or c.steps == 1: raise ValueError(f"got steps={c.steps}, wanted 0 for pairs, or 2 frames or more")
+    if c.steps and c.map_channels > 2: raise ValueError(f"got steps={c.steps} with sees={c.sees}; a sequence shows frames and displacements, no strain and no dynamic image")
     if not c.displacement_noise >= 0: raise ValueError(f"got displacement_noise={c.displacement_noise}, wanted 0 or more")
     if not 0 <= c.dropout < 1: raise ValueError(f"got dropout={c.dropout}, wanted 0 <= dropout < 1")
 

@@ -26,7 +26,8 @@ from .folds import finish_run, fold_path, load_fold, open_run, run_settings, sav
 from .model import PRESETS, ModelConfig
 from .known import known_displacements, load_frames
 from .store import FaceStore
-from .training import TRAIN_PRESETS, TrainConfig, check_fit, train_fold
+from .settings import SEQUENCE_TRAIN_PRESETS, TRAIN_PRESETS, TrainConfig
+from .training import check_fit, train_fold
 
 # %% ../nbs/33_loso.ipynb #330019
 @lru_cache(maxsize=1)
@@ -103,7 +104,8 @@ def run_loso(
     "Leave-one-subject-out: one training a subject, its clips predicted by a model that never saw it"
     if preset not in PRESETS or preset not in TRAIN_PRESETS: raise ValueError(f"there is no preset {preset!r}; choose from {', '.join(TRAIN_PRESETS)}")
     if workers < 1: raise ValueError(f"workers must be 1 or more, got {workers}")
-    model_config, train_config, device = model_config or PRESETS[preset], train_config or TRAIN_PRESETS[preset], str(pick_device(device))
+    model_config, device = model_config or PRESETS[preset], str(pick_device(device))
+    train_config = train_config or (SEQUENCE_TRAIN_PRESETS if model_config.steps else TRAIN_PRESETS)[preset]
     out, subjects = Path(out), store.index.subject_id.unique().tolist()
     if len(subjects) < 2: raise ValueError(f"leaving one subject out takes two or more, the store has {len(subjects)}")
     check_fit(store, model_config, train_config)
@@ -112,7 +114,7 @@ def run_loso(
     threads = threads or max(1, torch.get_num_threads() // workers)
     with open_run(out, run_settings(store, model_config, train_config, seed), resume):
         pending = [subject for subject in subjects if load_fold(out, subject) is None]
-        if pending and model_config.known and model_config.module != "guided":  # once, before the workers ask for it; it takes a while
+        if pending and model_config.known and model_config.module != "guided" and not model_config.steps:  # once, before the workers ask for it; it takes a while
             known_displacements(store.path, store.settings["checksum"], train_config.apex_jitter, torch.device("cpu"), model_config.module, progress)
         work = partial(run_fold, store=store, out=out, model_config=model_config, train_config=train_config, seed=seed,
                        device=device, progress=progress and workers == 1)

@@ -60,9 +60,10 @@ def show_displacement(
     displacement:Tensor, # (B,C,H,W), 1.0 = half the width
     normalize:bool=True, # by its own robust size; otherwise in pixels
     noise:float=0., # smooth noise, in units of the displacement's own size
+    size:Tensor|None=None, # (B,1,1,1) that size; None: measured. A sequence has one for all of its displacements
 )->Tensor: # (B,C,H,W)
     "A displacement as the fusion is to see it."
-    size = displacement_size(displacement)
+    size = displacement_size(displacement) if size is None else size
     unit = size if normalize else torch.full_like(size, 2/displacement.shape[-1])  # of what is shown
     shown = (displacement / unit).to(displacement.dtype)
     return shown + (noise * smooth_noise(shown) * (size / unit)).to(shown.dtype) if noise else shown
@@ -113,6 +114,17 @@ class FRLDGT(nn.Module):
         maps = {"onset": onset, "apex": apex, "displacement": displacement, "dynamic": displacement, "strain": strain}
         return torch.cat([2*maps[name] - 1 if name in ("onset", "apex") else maps[name] for name in self.config.sees], 1)
 
+    def fuse(self,
+        maps:Tensor, # (B,M,H,W)
+        boxes:Tensor, # (B,K,4)
+    )->tuple[Tensor, Tensor, Tensor, Tensor|None]: # features (B,2C), local, global and full weights as in Output
+        "The three fusions: what is seen becomes one vector."
+        crops = crop_boxes(maps, boxes, size=self.config.crop_size)     # (B,K,M,90,90)
+        vectors, local_weights = self.local_fusion(crops)               # (B,K,C), (B,K,h,N)
+        whole, global_weights = self.global_fusion(vectors)             # (B,C), (B,h,K)
+        full, full_weights = self.full_fusion(maps) if self.full_fusion else (whole[:, :0], None)  # (B,C), (B,h,64)
+        return torch.cat([whole, full], 1), local_weights, global_weights, full_weights
+
     def forward(self,
         onset:Tensor|None, # (B,3,H,W) in [0,1]; None where a displacement is given and no frame is seen
         apex:Tensor|None, # as onset
@@ -122,12 +134,8 @@ class FRLDGT(nn.Module):
         check_batch(self.config, onset, apex, boxes, displacement)
         if displacement is None: displacement = self.displace(onset, apex)
         maps = self.look(onset, apex, displacement)                     # (B,M,H,W)
-        crops = crop_boxes(maps, boxes, size=self.config.crop_size)     # (B,K,M,90,90)
-        vectors, local_weights = self.local_fusion(crops)               # (B,K,C), (B,K,h,N)
-        whole, global_weights = self.global_fusion(vectors)             # (B,C), (B,h,K)
-        full, full_weights = self.full_fusion(maps) if self.full_fusion else (whole[:, :0], None)  # (B,C), (B,h,64)
-        features = torch.cat([whole, full], 1)                          # (B,2C)
-        return Output(self.classifier(features), displacement, local_weights, global_weights, full_weights, features)
+        features, *weights = self.fuse(maps, boxes)                     # (B,2C)
+        return Output(self.classifier(features), displacement, *weights, features)
 
 # %% ../nbs/23_model.ipynb #ca447fb5
 def check_batch(config:ModelConfig, onset:Tensor|None, apex:Tensor|None, boxes:Tensor, displacement:Tensor|None)->None:
@@ -186,7 +194,8 @@ def load_model(
     device:str|torch.device="cpu",
 )->FRLDGT: # in evaluation mode
     "The model as it was saved; ValueError where the file doesn't hold one."
-    model = FRLDGT(read_config(path))
+    if (config := read_config(path)).steps: raise ValueError(f"{path} holds a model of sequences of {config.steps} frames, not of pairs; load_sequence reads it")
+    model = FRLDGT(config)
     with safe_open(str(path), "pt") as file: state = {name: file.get_tensor(name) for name in file.keys()}
     try: model.load_state_dict(state)
     except RuntimeError as error: raise ValueError(f"the weights in {path} don't fit its settings: {error}") from None

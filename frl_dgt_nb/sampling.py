@@ -49,6 +49,12 @@ class Batch(NamedTuple):
     rows:Tensor # (B,2) rows of store.frames
     displacement:Tensor|None=None # (B,2,H,W) where it is known beforehand; (B,3,H,W) with strain
 
+    @property
+    def inputs(self)->tuple[Tensor|None, ...]: return self.onset, self.apex, self.boxes, self.displacement # of FRLDGT
+
+    @property
+    def moved(self)->tuple[Tensor|None, Tensor|None]: return self.onset, self.apex # between which something has moved
+
 # %% ../nbs/31_sampling.ipynb #310019
 def jitter_apex(
     onset:Tensor, # (B,) positions within the clip

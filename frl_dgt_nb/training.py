@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['make_optimizers', 'class_weights', 'joint_loss', 'check_finite', 'Trainer', 'predict_test', 'FoldResult',
-           'scalar_log', 'check_fit', 'train_fold']
+           'scalar_log', 'check_fit', 'fold_data', 'train_fold']
 
 # %% ../nbs/32_training.ipynb #320002
 import math
@@ -27,6 +27,8 @@ from .dgm import displacement_loss
 from .known import known_displacements
 from .model import FRLDGT, ModelConfig
 from .sampling import Batch, FoldData, choose_inner, fold_generator, fold_seed
+from .sequence import build_model
+from .sequencedata import SequenceBatch, SequenceData, known_sequences
 from .settings import TRAIN_PRESETS, TrainConfig
 from .store import FaceStore
 
@@ -55,7 +57,7 @@ def class_weights(
 # %% ../nbs/32_training.ipynb #320022
 def joint_loss(
     model:FRLDGT, # in training mode
-    batch:Batch, # labelled onset-apex pairs
+    batch:Batch|SequenceBatch, # labelled onset-apex pairs, or sequences
     pairs:Batch|None=None, # self-supervised pairs
     loss_weights:tuple[float,float,float]=(10., 1., .2), # of the three displacement losses
     class_weight:Tensor|None=None, # (classes,) for the cross-entropy
@@ -63,11 +65,11 @@ def joint_loss(
 )->tuple[Tensor,dict[str,Tensor]]: # total, its parts
     "Cross-entropy, plus L_DGM of the labelled pairs unless they bring a displacement, plus L_DGM of the self-supervised ones (section 3.1)"
     with torch.autocast(batch.boxes.device.type, dtype, enabled=dtype is not None):
-        output = model(batch.onset, batch.apex, batch.boxes, batch.displacement)
+        output = model(*batch.inputs)
         displacement = None if pairs is None else model.displace(pairs.onset, pairs.apex)
     parts = {"classification": cross_entropy(output.logits.float(), batch.labels, class_weight)}
     if batch.displacement is None and any(loss_weights):
-        parts["labelled"], _ = displacement_loss(batch.onset, batch.apex, output.displacement.float(), loss_weights)
+        parts["labelled"], _ = displacement_loss(*batch.moved, output.displacement.float().flatten(0, -4), loss_weights)
     if pairs is not None: parts["pairs"], _ = displacement_loss(pairs.onset, pairs.apex, displacement.float(), loss_weights)
     return sum(parts.values()), parts
 
@@ -101,7 +103,7 @@ class Trainer:
         self.weight = class_weights(labels, model.config.classes).to(data.device) if config.class_weights else None
 
     def step(self,
-        batch:Batch, # labelled pairs
+        batch:Batch|SequenceBatch, # labelled
     )->dict[str,float]: # losses
         "One step of every optimiser"
         pairs = self.data.random_pairs(self.config.pairs, self.pairing) if self.config.pairs else None
@@ -132,7 +134,7 @@ def predict_test(
     model.eval()
     sides = []
     for mirrored in (False, True) if model.config.mirror else (False,):
-        logits = [model(*batch[:3], batch.displacement).logits for batch in data.test_batches(mirrored, clips)]
+        logits = [model(*batch.inputs).logits for batch in data.test_batches(mirrored, clips)]
         sides.append(torch.cat(logits).float().softmax(1))
     return torch.stack(sides).mean(0).cpu().numpy()
 
@@ -173,12 +175,38 @@ def scalar_log(
 # %% ../nbs/32_training.ipynb #320046
 def check_fit(store:FaceStore, model_config:ModelConfig, train_config:TrainConfig)->None:
     "ValueError where these settings can't be trained with on this store, with what could"
-    module, brings = model_config.module, hasattr(store, "displacements")
+    module, brings, steps = model_config.module, hasattr(store, "displacements"), model_config.steps
     if brings != (module == "given"):
         told = "a displacement for each clip and no frames" if brings else "frames and no displacements"
         raise ValueError(f"got module={module!r} with a store that has {told}; preset 'flow' is for the store of read_flow, and for no other")
     for name in ("pairs", "apex_jitter") if brings else ("pairs",) if model_config.known else ():
         if value := getattr(train_config, name): raise ValueError(f"got {name}={value} with module={module!r}, whose displacements are fixed; set {name}=0")
+    if steps and (made := store.settings.get("sequence", {}).get("steps", 0)) != steps:
+        told = f"sequences of {made} frames" if made else "clips of any length"
+        raise ValueError(f"got steps={steps} with a store of {told}; sequence_store(store, out, steps={steps}) makes one that fits of the store that `prepare` made")
+    if steps and train_config.apex_jitter:
+        raise ValueError(f"got apex_jitter={train_config.apex_jitter} with steps={steps}; a sequence has no apex to jitter, set apex_jitter=0 (SEQUENCE_TRAIN_PRESETS)")
+
+# %% ../nbs/32_training.ipynb #320048
+def fold_data(
+    store:FaceStore, # aligned faces
+    test_subject:str, # subject_id to leave out
+    model_config:ModelConfig, # for which model
+    train_config:TrainConfig, # how it is trained
+    seed:int, # of the run
+    device:torch.device, # where batches are wanted
+    frames:Tensor|None=None, # `load_frames(store, device)`, to share it between folds
+)->FoldData: # SequenceData for a model of sequences
+    "One fold with what is known of it beforehand"
+    c, config, known = model_config, train_config, None
+    inner = choose_inner(store.index, test_subject, config.inner, seed)
+    if c.steps:
+        if c.known: known = known_sequences(store.path, store.settings["checksum"], c.steps, device, c.module)
+        return SequenceData(store, test_subject, config.batch_size, config.mirror, device, frames, inner, known, c.frames, c.boxes)
+    if c.known: known = known_displacements(store.path, store.settings["checksum"], config.apex_jitter, device, c.module)
+    if c.module == "given": known = torch.from_numpy(store.displacements)[:, None]
+    return FoldData(store, test_subject, config.batch_size, config.apex_jitter, config.mirror, device, frames, inner=inner, displacements=known,
+                    look=c.frames, kind=c.boxes, directed=c.module != "dynamic")
 
 # %% ../nbs/32_training.ipynb #320037
 def train_fold(
@@ -193,16 +221,12 @@ def train_fold(
     frames:Tensor|None=None, # `load_frames(store, device)`, to share it between folds
 )->FoldResult:
     "Train on everybody else, predict the test subject's clips after each stored epoch; no choice is made by their labels"
-    start, config, device, known = time.perf_counter(), train_config, pick_device(device), None
+    start, config, device = time.perf_counter(), train_config, pick_device(device)
     check_fit(store, model_config, config)
-    if model_config.known: known = known_displacements(store.path, store.settings["checksum"], config.apex_jitter, device, model_config.module)
-    if model_config.module == "given": known = torch.from_numpy(store.displacements)[:, None]
-    data = FoldData(store, test_subject, config.batch_size, config.apex_jitter, config.mirror, device, frames,
-                    inner=choose_inner(store.index, test_subject, config.inner, seed), displacements=known, look=model_config.frames,
-                    kind=model_config.boxes, directed=model_config.module != "dynamic")
+    data = fold_data(store, test_subject, model_config, config, seed, device, frames)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), scalar_log(log_dir) as log:
         torch.manual_seed(fold_seed(seed, test_subject, "model"))
-        trainer = Trainer(FRLDGT(model_config).to(device), data, config, seed, test_subject)
+        trainer = Trainer(build_model(model_config).to(device), data, config, seed, test_subject)
         epochs, probabilities, inner, losses = [], [], [], []
         for epoch in (bar := trange(1, config.epochs+1, desc=test_subject, unit="epoch", leave=False, disable=not progress)):
             losses.append(trainer.epoch())

@@ -1,29 +1,39 @@
+"""FRL-DGT-S: the model, its folds, and leave-one-subject-out."""
 from dataclasses import replace
+from pathlib import Path
 
+import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from archives import make_casme2
 from safetensors.torch import load_file, save_file
 from toy_store import toy_store
 
+from frl_dgt_nb import sequencedata, training
+from frl_dgt_nb.clips import label_of
 from frl_dgt_nb.dgm import displacement_loss, normalize_displacement
 from frl_dgt_nb.guided import SHRINK, load_guided
+from frl_dgt_nb.interpolation import read_sequence, sequence_store
+from frl_dgt_nb.loso import run_loso
 from frl_dgt_nb.model import FRLDGT, PRESETS, ModelConfig, load_model, save_weights
-from frl_dgt_nb.sequence import (FRLDGTS, SEQUENCE_PRESETS, TemporalFusion, curve_weights, interpolate, interpolation_weights, known_sequences,
-                                 load_sequence, path_sines, read_sequence, sequence_loss)
+from frl_dgt_nb.official import read_database
+from frl_dgt_nb.sampling import fold_generator
+from frl_dgt_nb.sequence import FRLDGTS, SEQUENCE_PRESETS, TABLE3, TemporalFusion, build_model, load_sequence, sequence_loss
+from frl_dgt_nb.sequencedata import SequenceData, known_sequences
+from frl_dgt_nb.settings import SEQUENCE_TRAIN_PRESETS, TRAIN_PRESETS, TrainConfig
+from frl_dgt_nb.store import FaceStore, prepare
+from frl_dgt_nb.training import check_fit, joint_loss, predict_test, train_fold
 
 SMALL = ModelConfig(crop_size=10, patch=5, dim=16, heads=2, depth=1, full_size=15, dgm_size=16, dgm_width=4, dgm_depth=2, dropout=0.,
                     sees=("apex", "displacement"))
-lengths = st.integers(2, 40)
-patient = settings(max_examples=30, deadline=None)
-
 
 def make(config=SMALL, steps=4, seed=0):
     "A small model whose displacement isn't zero."
     torch.manual_seed(seed)
-    model = FRLDGTS(config, steps)
+    model = FRLDGTS(replace(config, steps=steps))
     if config.module == "plain":
         with torch.no_grad(): model.dgm.head.weight.normal_(std=.02)
     return model
@@ -36,122 +46,6 @@ def batch(size=3, steps=4, side=32, seed=1):
 
 
 def moves(size=3, pairs=3, side=32, seed=2): return .02 * torch.randn(size, pairs, 2, side, side, generator=torch.Generator().manual_seed(seed))
-
-
-# interpolation
-
-@given(n=lengths)
-@patient
-def test_sines_are_the_eigenvectors_of_the_path(n):
-    ties = np.diag(np.ones(n-1), 1) + np.diag(np.ones(n-1), -1)
-    laplacian, sines = np.diag(ties.sum(1)) - ties, path_sines(n, torch.arange(n)).numpy()
-    eigenvalues = 2 - 2 * np.cos(np.pi * np.arange(1, n) / n)
-    assert np.allclose(laplacian @ sines, sines * eigenvalues, atol=1e-10)
-    assert (np.diff(eigenvalues) > 0).all() and np.allclose(sines.T @ sines, np.eye(n-1) * n/2, atol=1e-10)
-
-
-@pytest.mark.parametrize("n, steps", [(3, 10), (8, 10), (8, 8), (30, 10)])
-def test_weights_are_the_published_recipe(n, steps):
-    "Mean out, SVD, regression of the curve on the frames' coordinates, inverse: Zhou et al. 2011, in numpy"
-    frames = np.random.default_rng(n).normal(size=(n, 50))
-    mean = frames.mean(0)
-    U, S, Vt = np.linalg.svd((frames - mean).T, full_matrices=False)
-    U, S, Vt = U[:, :n-1], S[:n-1], Vt[:n-1]
-    curve = lambda t: np.stack([np.sin(np.pi * k * t + np.pi * (n-k) / (2*n)) for k in range(1, n)])       # t from 1/n to 1
-    map_ = np.linalg.lstsq((np.diag(S) @ Vt).T, curve(np.arange(1, n+1) / n).T, rcond=None)[0]
-    published = (U @ np.linalg.inv(map_.T) @ curve(np.linspace(1/n, 1, steps))).T + mean
-    assert np.allclose(interpolation_weights(n, steps, straight=False).numpy() @ frames, published, atol=1e-9)
-
-
-@given(n=lengths, steps=lengths, seed=st.integers(0, 99))
-@patient
-def test_a_linear_motion_is_reproduced_exactly(n, steps, seed):
-    start, step = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(seed))
-    ramp = lambda places: start + step * places.view(-1, 1, 1)
-    made = interpolate(ramp(torch.arange(n)), steps)
-    torch.testing.assert_close(made, ramp(torch.linspace(0, n-1, steps)), atol=1e-5 * n, rtol=1e-5)
-
-
-def test_a_sliding_slope_is_where_it_should_be():
-    y, x = torch.meshgrid(torch.arange(32.), torch.arange(32.), indexing="ij")
-    view = lambda t: .01 * (x - .4 * t) + .02 * (y + .3 * t)                       # brightness slope moving by (.4,-.3) pixels a frame
-    made = interpolate(torch.stack([view(t) for t in range(8)]), 10)
-    torch.testing.assert_close(made, torch.stack([view(t) for t in np.linspace(0, 7, 10)]), atol=1e-5, rtol=0)
-
-
-def test_the_published_curve_stays_on_the_line_but_not_at_its_pace():
-    ramp = torch.arange(8.)[:, None] * torch.tensor([1., -2.])
-    made = interpolate(ramp, 50, straight=False)
-    torch.testing.assert_close(made[:, 1], -2 * made[:, 0], atol=1e-5, rtol=0)
-    assert .03 < (made[:, 0] - torch.linspace(0, 7, 50)).abs().max() < .06
-
-
-@given(n=lengths, times=st.integers(1, 5), straight=st.booleans(), double=st.booleans())
-@patient
-def test_original_frames_are_interpolated_through(n, times, straight, double):
-    frames = torch.rand(n, 2, 4, dtype=torch.float64 if double else torch.float32)
-    made = interpolate(frames, times * (n-1) + 1, straight)
-    assert made.dtype == frames.dtype
-    torch.testing.assert_close(made[::times], frames, atol=1e-5, rtol=0)           # times == 1: T = n gives the frames back
-
-
-@given(n=lengths, steps=lengths, straight=st.booleans())
-@patient
-def test_weights_sum_to_one_and_know_no_direction_of_time(n, steps, straight):
-    weights = interpolation_weights(n, steps, straight)
-    torch.testing.assert_close(weights.sum(1), torch.ones(steps, dtype=torch.float64))
-    torch.testing.assert_close(weights.flip(0, 1), weights, atol=1e-10, rtol=0)
-    torch.testing.assert_close(weights[[0, -1]], torch.eye(n, dtype=torch.float64)[[0, -1]], atol=1e-10, rtol=0)
-
-
-def test_there_and_back_makes_no_difference_to_straight():
-    frames = torch.rand(9, 4)
-    frames[-1] = frames[0]
-    torch.testing.assert_close(interpolate(frames, 10), interpolate(frames, 10, straight=False))
-
-
-def test_smooth_course_is_closer_than_between_neighbours():
-    course = lambda n: np.sin(np.pi * np.linspace(0, 1, n)) ** 2
-    made = interpolate(torch.tensor(course(8)), 10).numpy()
-    assert np.abs(made - course(10)).max() < .3 * np.abs(np.interp(np.linspace(0, 7, 10), np.arange(8), course(8)) - course(10)).max()
-
-
-def test_ten_frames_unless_told():
-    assert interpolation_weights(5).shape == (10, 5) and interpolate(torch.rand(5, 2)).shape == (10, 2) and FRLDGTS(SMALL).steps == 10
-
-
-def test_interpolate_is_differentiable():
-    assert torch.autograd.gradcheck(lambda frames: interpolate(frames, 4), torch.rand(3, 2, 2, dtype=torch.float64, requires_grad=True))
-
-
-@pytest.mark.parametrize("frames, steps, word", [(torch.rand(1, 3), 10, "got 1 frames"), (torch.rand(5, 3), 1, "to bring to 1"),
-                                                 (torch.zeros(5, 3, dtype=torch.uint8), 10, "divide bytes by 255")])
-def test_interpolate_refuses(frames, steps, word):
-    with pytest.raises(ValueError, match=word): interpolate(frames, steps)
-
-
-# from a store
-
-def test_read_sequence_goes_from_onset_to_offset(tmp_path):
-    store = toy_store(tmp_path / "store")
-    index = store.index.copy()
-    index.loc[1, ["onset", "offset"]] = [1, 4]
-    store.index = index
-    scaled = [torch.tensor(store.clip(1)[place].copy()).permute(2, 0, 1) / 255 for place in (1, 2, 3, 4)]
-    assert read_sequence(store, 1).shape == (10, 3, 32, 32)
-    torch.testing.assert_close(read_sequence(store, 1, steps=4), torch.stack(scaled), atol=1e-5, rtol=0)
-    seven = read_sequence(store, 1, steps=7)
-    torch.testing.assert_close(seven[::2], torch.stack(scaled), atol=1e-5, rtol=0)
-    assert seven.min() >= 0 and seven.max() <= 1                                    # noise overshoots; pictures must not
-
-
-def test_known_sequences_are_the_guided_modules_words(tmp_path):
-    store = toy_store(tmp_path / "store", subjects=2, clips=1)
-    found = known_sequences(store, steps=3, progress=False)
-    assert found.shape == (2, 2, 2, 32 // SHRINK, 32 // SHRINK)
-    frames = read_sequence(store, 1, 3)
-    with torch.no_grad(): wanted = F.avg_pool2d(load_guided()(frames[:1], frames[2:]), SHRINK)[0]
-    torch.testing.assert_close(found[1, 1], wanted, atol=1e-5, rtol=1e-4)
 
 
 # the model
@@ -173,7 +67,7 @@ def test_shapes_and_gradients(fusion, sees, classes):
 @pytest.mark.parametrize("steps, normalize", [(2, True), (4, False)])                 # with more pairs, a displacement is normalised by its clip
 def test_each_pair_goes_the_way_of_frl_dgt(steps, normalize):
     model = make(replace(SMALL, normalize=normalize), steps).eval()
-    alone = FRLDGT(model.config)
+    alone = FRLDGT(replace(model.config, steps=0))
     assert all(name.startswith("temporal_fusion.") for name in alone.load_state_dict(model.state_dict(), strict=False).unexpected_keys)
     frames, boxes = batch(steps=steps)
     with torch.no_grad():
@@ -257,8 +151,11 @@ def test_forward_refuses(wrong, word):
 
 
 def test_settings_refused():
-    with pytest.raises(ValueError, match="steps=1"): FRLDGTS(SMALL, steps=1)
-    with pytest.raises(ValueError, match="no strain"): FRLDGTS(PRESETS["flow"])
+    with pytest.raises(ValueError, match="steps=0.*replace\\(config, steps=10\\)"): FRLDGTS(SMALL)
+    for steps in (1, -2):
+        with pytest.raises(ValueError, match=f"steps={steps}, wanted 0 for pairs, or 2"): replace(SMALL, steps=steps)
+    with pytest.raises(ValueError, match="no strain"): replace(PRESETS["flow"], steps=10)
+    with pytest.raises(ValueError, match="no dynamic image"): replace(SMALL, module="dynamic", sees=("dynamic",), steps=10)
     with pytest.raises(ValueError, match="pass displacement="): make(replace(SMALL, module="given", sees=("displacement",)))(*batch())
     with pytest.raises(ValueError, match="got displacement of shape"): make(replace(SMALL, sees=("displacement",)))(None, batch()[1], moves(pairs=2))
 
@@ -266,7 +163,7 @@ def test_settings_refused():
 @pytest.mark.parametrize("name", SEQUENCE_PRESETS)
 def test_presets_show_one_frame_at_most(name):
     assert SEQUENCE_PRESETS[name].sees == (("displacement",) if name == "best" else ("apex", "displacement"))
-    assert replace(SEQUENCE_PRESETS[name], sees=PRESETS[name].sees) == PRESETS[name]
+    assert SEQUENCE_PRESETS[name].steps == 10 and replace(SEQUENCE_PRESETS[name], sees=PRESETS[name].sees, steps=0) == PRESETS[name]
 
 
 def test_temporal_fusion_has_the_width_of_a_pair():
@@ -289,7 +186,7 @@ def test_loss_is_cross_entropy_plus_the_mean_of_the_pairs():
 def test_it_learns_what_only_the_order_tells():
     "The same three displacements, forwards or backwards: a model that sees pairs one by one can't tell."
     torch.manual_seed(0)
-    model, boxes = FRLDGTS(replace(SMALL, sees=("displacement",), module="given", classes=4), 4), batch(4)[1]
+    model, boxes = FRLDGTS(replace(SMALL, sees=("displacement",), module="given", classes=4, steps=4)), batch(4)[1]
     forwards = moves(2) * torch.tensor([.2, .6, 1.]).view(1, 3, 1, 1, 1)
     clips, labels = torch.cat([forwards, forwards.flip(1)]), torch.tensor([0, 0, 1, 1])
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
@@ -304,7 +201,7 @@ def test_it_learns_what_only_the_order_tells():
 def test_saved_and_loaded(tmp_path):
     model, data = make(replace(SMALL, classes=5), steps=6).eval(), batch(steps=6)
     again = load_sequence(save_weights(model, tmp_path / "sequence.safetensors"))
-    assert (again.config, again.steps, again.training) == (model.config, 6, False)
+    assert (again.config, again.config.steps, again.training) == (model.config, 6, False)
     with torch.no_grad(): assert torch.equal(again(*data).logits, model(*data).logits)
 
 
@@ -312,7 +209,7 @@ def test_the_wrong_file_is_named(tmp_path):
     pairs = save_weights(FRLDGT(SMALL), tmp_path / "pairs.safetensors")
     with pytest.raises(ValueError, match="load_model"): load_sequence(pairs)
     whole = save_weights(make(), tmp_path / "sequence.safetensors")
-    with pytest.raises(ValueError, match="don't fit"): load_model(whole)
+    with pytest.raises(ValueError, match="sequences of 4 frames, not of pairs; load_sequence"): load_model(whole)
     with pytest.raises(ValueError, match="there is no weights file"): load_sequence(tmp_path / "nowhere.safetensors")
     state = load_file(whole)
     from safetensors import safe_open
