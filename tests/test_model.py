@@ -8,7 +8,7 @@ from torch import nn
 
 from frl_dgt_nb.dgm import normalize_displacement
 from frl_dgt_nb.guided import load_guided
-from frl_dgt_nb.model import FRLDGT, PRESETS, ModelConfig, Output, load_model, parameter_table, read_config, save_weights, smooth_noise
+from frl_dgt_nb.model import FRLDGT, PRESETS, ModelConfig, Output, load_model, parameter_table, read_config, save_weights, show_displacement, smooth_noise
 
 SMALL = ModelConfig(crop_size=10, patch=5, dim=16, heads=2, depth=1, full_size=15, dgm_size=16, dgm_width=4, dgm_depth=2, dropout=0.)
 
@@ -93,6 +93,32 @@ def test_given_displacement_replaces_the_module():
     assert (model(onset, apex, boxes, displacement=given).logits - model(onset, apex, boxes, displacement=2*given).logits).abs().max() > 1e-7
     model = make().eval()                                              # normalised: size doesn't matter
     torch.testing.assert_close(model(onset, apex, boxes, displacement=given).logits, model(onset, apex, boxes, displacement=2*given).logits)
+
+
+def test_what_is_shown_is_normalised_or_in_pixels():
+    field = torch.randn(3, 2, 32, 32, generator=torch.Generator().manual_seed(0)) * torch.tensor([.1, .01, .001]).view(3, 1, 1, 1)
+    assert torch.equal(show_displacement(field), normalize_displacement(field))
+    torch.testing.assert_close(show_displacement(field, normalize=False), field * 16)  # 32 pixels wide: 1.0 is 16 of them
+    for normalize in (True, False):
+        torch.manual_seed(3)
+        noise = show_displacement(field, normalize, .4) - show_displacement(field, normalize)
+        own = show_displacement(field, normalize).norm(dim=1).flatten(1).quantile(.95, dim=1)
+        torch.manual_seed(3)
+        wanted = .4 * smooth_noise(field) * own.view(3, 1, 1, 1)                          # as large as the motion is, whatever the unit
+        torch.testing.assert_close(noise, wanted, rtol=.02, atol=1e-4)
+
+
+@pytest.mark.parametrize("levels", [("local",), ("global", "full"), ("local", "full"), ("full",), ("local", "global")])
+def test_levels_left_out(levels, tmp_path):
+    model = make(replace(SMALL, levels=levels))
+    output = model(*batch(3))
+    assert output.features.shape == (3, 32 if "full" in levels else 16) and (output.full_weights is None) == ("full" not in levels)
+    alike = lambda weights: (weights == 1 / weights.shape[-1]).all().item()
+    assert alike(output.local_weights) == ("local" not in levels) and alike(output.global_weights) == ("global" not in levels)
+    F.cross_entropy(output.logits, torch.tensor([0, 1, 2])).backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if not name.startswith("dgm"))
+    again = load_model(save_weights(model.eval(), tmp_path / "m.safetensors"))
+    assert again.config == model.config and torch.equal(again(*batch(3)).logits, model(*batch(3)).logits)
 
 
 def test_frames_need_not_be_there_where_nobody_looks():
@@ -227,7 +253,8 @@ def test_parameter_table_adds_up():
 @pytest.mark.parametrize("settings", [
     dict(patch=7), dict(full_size=16), dict(heads=3), dict(fusion="during"), dict(dropout=1.), dict(dropout=-.1), dict(dim=0), dict(regions=0), dict(dgm_size=18),
     dict(sees=()), dict(sees="apex"), dict(sees=("apex", "apex")), dict(sees=("offset",)), dict(module="flow"), dict(module=""), dict(sees=("displacement", "strain")),
-    dict(displacement_noise=-.1), dict(displacement_noise=float("nan"))])
+    dict(displacement_noise=-.1), dict(displacement_noise=float("nan")), dict(levels=()), dict(levels="local"), dict(levels=("local", "local")), dict(levels=("whole",)), dict(boxes="cells"),
+    dict(boxes="grid", regions=4), dict(module="dynamic"), dict(module="dynamic", sees=("dynamic",), normalize=False), dict(sees=("dynamic",)), dict(module="raft")])
 def test_bad_settings(settings):
     with pytest.raises(ValueError, match=next(iter(settings))): replace(SMALL, **settings)
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from kornia.geometry.transform import crop_and_resize
 
-from frl_dgt_nb.regions import (BOX_REGIONS, MIRROR_LANDMARKS, REGION_NAMES, REGION_POINTS, REGION_WATCHES, au_boxes, crop_boxes, grid_boxes, mirror_boxes,
+from frl_dgt_nb.regions import (BOX_REGIONS, MIRROR_LANDMARKS, REGION_NAMES, REGION_POINTS, REGION_WATCHES, MIRROR_ORDERS, au_boxes, crop_boxes, face_boxes, grid_boxes, mirror_boxes,
                                 mirror_landmarks, point_tables, region_polygons)
 
 
@@ -142,3 +142,15 @@ def test_crop_gradient_and_dtype():
         assert crop_boxes(images.detach().to(dtype), boxes.float(), 3).dtype == dtype
     with pytest.raises(ValueError, match="boxes"):
         crop_boxes(images, boxes[0])
+
+
+@pytest.mark.parametrize("kind", MIRROR_ORDERS)
+def test_boxes_of_both_kinds_in_the_mirror(kind):
+    faces = some_faces()
+    torch.testing.assert_close(face_boxes(mirror_landmarks(faces, 256), 256, kind), mirror_boxes(face_boxes(faces, 256, kind), 256, MIRROR_ORDERS[kind]))
+    assert torch.equal(face_boxes(faces), au_boxes(faces)) and torch.equal(face_boxes(faces, 256, "grid")[1], grid_boxes(256).to(faces))
+
+
+def test_other_boxes_are_refused():
+    with pytest.raises(ValueError, match="no boxes 'cells'; choose from au, grid"): face_boxes(some_faces(), 256, "cells")
+    with pytest.raises(ValueError, match="landmarks must be"): face_boxes(torch.zeros(1, 5, 2), 256, "grid")
