@@ -41,4 +41,5 @@ TRAIN_PRESETS = {
 
 # %% ../nbs/32_settings.ipynb #32s011
 SEQUENCE_TRAIN_PRESETS = {name: replace(config, apex_jitter=0) for name, config in TRAIN_PRESETS.items()}
-SEQUENCE_TRAIN_PRESETS["paper"] = replace(SEQUENCE_TRAIN_PRESETS["paper"], batch_size=5) # section 4.4
+SEQUENCE_TRAIN_PRESETS |= {"paper": replace(SEQUENCE_TRAIN_PRESETS["paper"], batch_size=5), # section 4.4
+                           "tiny": replace(SEQUENCE_TRAIN_PRESETS["tiny"], batch_size=5, epochs=2)}
