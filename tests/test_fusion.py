@@ -26,7 +26,16 @@ def test_patchify_bad_patch(patch):
     with pytest.raises(ValueError, match="don't tile"): patchify(torch.zeros(1, 3, 18, 18), patch)
 
 
-@pytest.mark.parametrize("fusion", ["before", "after"])
+def test_the_mean_has_no_say():
+    layer, tokens = fusion_layer("mean", 16, 2, 9), torch.randn(3, 9, 16)
+    vector, weights = layer(tokens)
+    assert not list(layer.parameters()) and torch.equal(vector, tokens.mean(1)) and torch.equal(weights, torch.full((3, 2, 9), 1 / 9))
+    region = RegionFusion(5, 12, 4, 16, 2, depth=0, fusion="mean")
+    crop = torch.randn(3, 5, 12, 12)
+    torch.testing.assert_close(region(crop)[0], F.layer_norm(region.embed(patchify(crop, 4)) + region.position, (16,)).mean(1))
+
+
+@pytest.mark.parametrize("fusion", ["before", "after", "mean"])
 def test_every_module_returns_vector_and_weights(fusion):
     local = LocalFusion(3, channels=5, size=12, patch=4, fusion=fusion, **SMALL)
     vectors, weights = local(torch.randn(2, 3, 5, 12, 12))
