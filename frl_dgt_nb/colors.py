@@ -117,7 +117,7 @@ def class_colors(
     return [CLASS_COLORS[name] for name in class_names(classes)]
 
 # %% ../nbs/40_colors.ipynb #400030
-_BASE = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "figure.constrained_layout.use": True, "image.interpolation": "nearest",
+_BASE = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "figure.constrained_layout.use": True,
          "axes.prop_cycle": mpl.cycler(color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"])}
 LOOKS = {"page": _BASE | {"font.size": 9, "axes.titlesize": 10, "lines.linewidth": 1.5, "lines.markersize": 5},
          "projector": _BASE | {"font.size": 15, "axes.titlesize": 16, "lines.linewidth": 2.5, "lines.markersize": 9}}

@@ -86,7 +86,7 @@ def plot_displacement(
         enlarged = step / maximum
         ax.quiver(at[1], at[0], *displacement[:, at[0], at[1]], angles="xy", scale_units="xy", scale=1 / enlarged, width=.004, color=".15")
         if unit == "px": title += f", arrows × {enlarged:.0f}"
-    if wheel: plot_wheel(ax.inset_axes([1.02, .74, .26, .26]), maximum, small=True, unit=unit)
+    if wheel: plot_wheel(ax.inset_axes([1.02, .66, .26, .26]), maximum, small=True, unit=unit)
     return pixel_axes(ax, title)
 
 # %% ../nbs/40_plots.ipynb #400018
@@ -141,14 +141,16 @@ def plot_heat(
     maximum:float|None=None, # at which the colour is full; default: the largest
     label:str="share (1: no preference)", # of the colour bar; empty: no bar
     title:str="weights",
+    signed:bool=False, # values on both sides of zero, which is white
 )->Axes:
-    "A face with values laid over it, from zero up; several pictures with one `maximum` can be compared."
+    "A face with values laid over it, from zero up or around zero; several pictures with one `maximum` can be compared."
     values = to_array(values).astype(float)
     if values.shape != to_image(image).shape[:2]: raise ValueError(f"got values {values.shape} for a face {to_image(image).shape[:2]}, want the same size")
     ax.imshow(to_image(image).mean(-1), cmap="gray", vmin=0, vmax=1)
-    maximum = max(float(np.nanmax(values)), 1e-12) if maximum is None else maximum
-    drawn = ax.imshow(values, cmap="viridis", vmin=0, vmax=maximum, alpha=.6)
-    if label: ax.figure.colorbar(drawn, ax=ax, label=label, shrink=.8, extend="max" if np.nanmax(values) > maximum else "neither")
+    largest = float(np.nanmax(np.abs(values) if signed else values))
+    maximum = max(largest, 1e-12) if maximum is None else maximum
+    drawn = ax.imshow(values, cmap="PuOr_r" if signed else "viridis", vmin=-maximum if signed else 0, vmax=maximum, alpha=.6)
+    if label: ax.figure.colorbar(drawn, ax=ax, label=label, shrink=.8, extend="max" if largest > maximum else "neither")
     return pixel_axes(ax, title)
 
 # %% ../nbs/40_plots.ipynb #400028
@@ -215,12 +217,13 @@ def draw_evidence(
     boxes:ArrayLike, # (K,4) in pixels
     weights:ArrayLike, # (heads,K), or (K,)
     maximum:float|None=None, # pixels at which a colour is full
+    names:Sequence[str]=REGION_NAMES, # of the boxes
 )->Sequence[Axes]:
     "Onset, apex, displacement and weighted boxes of one clip."
     first, second, third, fourth = axes
     plot_image(first, onset, "onset"); plot_image(second, apex, "apex")
     plot_displacement(third, displacement, maximum=maximum)
-    plot_boxes(fourth, onset, boxes, np.atleast_2d(to_array(weights)).mean(0), title="share of each region")
+    plot_boxes(fourth, onset, boxes, np.atleast_2d(to_array(weights)).mean(0), names, "share of each region")
     for ax in (second, third, fourth): ax.set_ylabel("")
     return axes
 
