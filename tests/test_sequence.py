@@ -1,31 +1,15 @@
-"""FRL-DGT-S: the model, its folds, and leave-one-subject-out."""
+"""FRL-DGT-S: its model."""
 from dataclasses import replace
-from pathlib import Path
 
-import cv2
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from archives import make_casme2
 from safetensors.torch import load_file, save_file
-from toy_store import toy_store
 
-from frl_dgt_nb import sequencedata, training
-from frl_dgt_nb.clips import label_of
 from frl_dgt_nb.dgm import displacement_loss, normalize_displacement
-from frl_dgt_nb.guided import SHRINK, load_guided
-from frl_dgt_nb.interpolation import read_sequence, sequence_store
-from frl_dgt_nb.loso import run_loso
 from frl_dgt_nb.model import FRLDGT, PRESETS, ModelConfig, load_model, save_weights
-from frl_dgt_nb.official import read_database
-from frl_dgt_nb.sampling import fold_generator
 from frl_dgt_nb.sequence import FRLDGTS, SEQUENCE_PRESETS, TABLE3, TemporalFusion, build_model, load_sequence, sequence_loss
-from frl_dgt_nb.sequencedata import SequenceData, known_sequences
-from frl_dgt_nb.settings import SEQUENCE_TRAIN_PRESETS, TRAIN_PRESETS, TrainConfig
-from frl_dgt_nb.store import FaceStore, prepare
-from frl_dgt_nb.training import check_fit, joint_loss, predict_test, train_fold
+from frl_dgt_nb.settings import SEQUENCE_TRAIN_PRESETS, TRAIN_PRESETS
 
 SMALL = ModelConfig(crop_size=10, patch=5, dim=16, heads=2, depth=1, full_size=15, dgm_size=16, dgm_width=4, dgm_depth=2, dropout=0.,
                     sees=("apex", "displacement"))
@@ -194,6 +178,55 @@ def test_it_learns_what_only_the_order_tells():
         loss, _ = sequence_loss(model(None, boxes, clips), labels)
         optimizer.zero_grad(); loss.backward(); optimizer.step()
     assert loss < .1
+
+
+def test_with_two_frames_time_has_nothing_to_say():
+    "One token attends to itself: all weights are one, and what asks and what is asked (queries and keys) get no gradient"
+    model = make(replace(SMALL, gradient_scale=1.), steps=2).train()
+    output = model(*batch(steps=2))
+    assert (output.temporal_weights == 1).all()
+    F.cross_entropy(output.logits, torch.tensor([0, 1, 2])).backward()
+    long = make(replace(SMALL, gradient_scale=1.), steps=4).train()
+    F.cross_entropy(long(*batch()).logits, torch.tensor([0, 1, 2])).backward()
+    queries, keys, values = model.temporal_fusion.attention[0].qkv.weight.grad.chunk(3)
+    assert max(queries.abs().max(), keys.abs().max()) < 1e-4 * values.abs().max()
+    queries, keys, values = long.temporal_fusion.attention[0].qkv.weight.grad.chunk(3)
+    assert min(queries.abs().max(), keys.abs().max()) > 1e-4 * values.abs().max()
+
+
+# what differs from the pair
+
+@pytest.mark.parametrize("name", SEQUENCE_PRESETS)
+def test_the_sequences_model_is_the_pairs_model_and_a_fusion_over_time(name):
+    "Table 3: same parts, same weights under the same seed, `temporal_fusion` and nothing else"
+    config = replace(SEQUENCE_PRESETS[name], sees=PRESETS[name].sees, classes=5)
+    torch.manual_seed(0)
+    pair = build_model(replace(config, steps=0))
+    torch.manual_seed(0)
+    whole = build_model(config)
+    assert type(pair) is FRLDGT and type(whole) is FRLDGTS
+    theirs, ours = pair.state_dict(), whole.state_dict()
+    assert all(key.startswith("temporal_fusion.") for key in ours.keys() - theirs.keys()) and theirs.keys() < ours.keys()
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+
+
+def test_levels_are_left_out_of_sequences_too():
+    for levels in (("local", "global"), ("full",), ("local", "full")):
+        model = make(replace(SMALL, levels=levels)).eval()
+        output = model(*batch())
+        assert output.features.shape == (3, 32 if "full" in levels else 16) and (output.full_weights is None) == ("full" not in levels)
+
+
+def test_table_3_is_the_papers():
+    assert {(name, classes): figures for name, rows in TABLE3.items() for classes, figures in rows.items()} == {
+        ("FRL-DGT", 4): (.750, .732, .780), ("FRL-DGT", 5): (.748, .735, .757), ("STRCN-A", 4): (.542, None, .560),
+        ("FRL-DGT-S", 4): (.562, .549, .643), ("ELRCN", 5): (.500, .440, .524), ("FRL-DGT-S", 5): (.543, .539, .594)}
+
+
+def test_training_settings_of_sequences():
+    assert SEQUENCE_TRAIN_PRESETS["paper"] == replace(TRAIN_PRESETS["paper"], batch_size=5, apex_jitter=0)
+    assert SEQUENCE_TRAIN_PRESETS["best"] == replace(TRAIN_PRESETS["best"], apex_jitter=0)
+    assert all(config.apex_jitter == 0 for config in SEQUENCE_TRAIN_PRESETS.values())
 
 
 # files
