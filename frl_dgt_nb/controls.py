@@ -5,7 +5,7 @@ where no kernel is."""
 
 # %% auto #0
 __all__ = ['STYLE', 'sized', 'choice', 'slide', 'toggles', 'button', 'across', 'clip_controls', 'clip_choices', 'first_row',
-           'jpeg', 'Panel']
+           'find_row', 'jpeg', 'Panel']
 
 # %% ../nbs/41_controls.ipynb #410002
 from base64 import b64encode
@@ -68,8 +68,15 @@ def first_row(
     both = there & (index["subject"] == subject) if database == index["database"].iloc[row] else there
     return int(np.flatnonzero(both)[0])
 
+def find_row(index:pd.DataFrame, clip:str|None) -> int: # clip_id; None: the first
+    "The row of a clip; ValueError if there is none."
+    ids = list(index["clip_id"])
+    if clip is not None and clip not in ids: raise ValueError(f"there is no clip {clip!r} in the store; it has {', '.join(ids[:4])} ...")
+    return 0 if clip is None else ids.index(clip)
+
 # %% ../nbs/41_controls.ipynb #410010
 STYLE = """<style>.{name} .widget-toggle-button {{ width: auto; padding: 0 7px; }}
+.{name} .widget-readout {{ min-width: 36px; }}
 .{name} .widget-html-content {{ line-height: 1.4; }}</style>"""
 
 def jpeg(figure:Figure, dpi:int=60) -> bytes:
@@ -126,4 +133,5 @@ class Panel(widgets.VBox):
     def _repr_mimebundle_(self, **kwargs) -> dict:
         "The widget where a kernel answers it, and beside it a still picture for where none does."
         live = type(self.comm).__name__ not in ("DummyComm", "NoneType")
+        if figure := getattr(self, "figure", None): figure._repr_mimebundle_() # puts what was drawn since it was made into its state: a page that opens later (Voila) knows nothing else
         return (super()._repr_mimebundle_(**kwargs) if live else {"text/plain": type(self).__name__}) | {"image/jpeg": b64encode(jpeg(self.still())).decode()}

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .canvas import HEIGHT, WIDTH, blank_figure, region_at
-from .controls import Panel, button, choice, clip_choices, clip_controls, first_row, jpeg, slide, sized, toggles
+from .controls import Panel, button, choice, clip_choices, clip_controls, find_row, first_row, jpeg, slide, sized, toggles
 from .inspecting import open_faces
 from .inspection import MAPS, PICTURES, SOURCES, Inspection, draw, still
 from .model import FRLDGT
@@ -83,10 +83,8 @@ class DisplacementInspector(Panel):
         clip:str|None=None, # clip_id to begin with
     ):
         faces, _ = open_faces(store_or_run, store)
-        ids = list(faces.index["clip_id"])
-        if clip is not None and clip not in ids: raise ValueError(f"there is no clip {clip!r} in {faces.path}; it has {', '.join(ids[:4])} ...")
         self.figure = blank_figure(faces.settings["size"])
-        self.seen = Inspection(store_or_run, model, faces, out, self.figure, 0 if clip is None else ids.index(clip))
+        self.seen = Inspection(store_or_run, model, faces, out, self.figure, find_row(faces.index, clip))
         super().__init__(make_controls())
         self.listen()
         self.offer_all()
