@@ -13,9 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 from .commands import check, compare, loso, predict, prepare, spot
+from .experimenting import EXPERIMENTS, experiment
 
 # %% ../nbs/49_cli.ipynb #430005
-COMMANDS = {"check": check, "prepare": prepare, "loso": loso, "compare": compare, "spot": spot, "predict": predict}
+COMMANDS = {"check": check, "prepare": prepare, "loso": loso, "compare": compare, "spot": spot, "predict": predict, "experiment": experiment}
 BY_HAND = {
     "check": {"database": dict(choices=["casme2", "samm", "smic", "composite", "flow", "folder"], help="its layout; flow is the published flow pictures, folder clips.csv and frames/"),
               "root": dict(type=Path, help="its folder")},
@@ -26,6 +27,8 @@ BY_HAND = {
              "--trimmed": dict(action="store_true", help="the first frame is the onset and the last one the offset")},
     "predict": {"onset": dict(type=Path, nargs="?", help="picture of the first frame"),
                 "apex": dict(type=Path, nargs="?", help="picture of the frame of largest motion")},
+    "experiment": {"name": dict(choices=EXPERIMENTS, help="tables 1 (methods), 2 (parts of FRL-DGT), 3 (sequences); sensitivity to onset and apex; figures"),
+                   "--rows": dict(nargs="+", help="of a table: run these alone, and show what is there of the others (default: all)")},
 }
 
 # %% ../nbs/49_cli.ipynb #430006

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['COMPOSITE', 'COLUMNS', 'BLUE', 'ORANGE', 'READING', 'FINDINGS', 'Row', 'row_state', 'measured', 'compared', 'holm',
-           'score_row', 'score_rows', 'readable_table', 'plot_interval', 'plot_rows', 'write_page', 'write_table',
-           'order_holds', 'order_text']
+           'score_row', 'score_rows', 'readable_table', 'table_text', 'plot_interval', 'plot_rows', 'as_html',
+           'write_page', 'write_table', 'order_holds', 'order_text']
 
 # %% ../nbs/44_tables.ipynb #440002
 import json
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from itertools import combinations
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class Row:
     name:str # of the row and of its folder
     what:str # what differs, in words
     run:Callable[[Path],dict]|None=None # makes the run in a folder, or goes on with it; None: can't be run here, `note` says why
-    settings:dict|None=None # that its run will have: a folder that holds another is refused before anything starts
+    settings:Callable[[],dict]|None=None # tells those that its run will have: a folder that holds another is refused before anything starts
     paper:dict[str,tuple[float,...]]=field(default_factory=dict) # "full" or a database -> UF1, UAR and, in Table 3, accuracy
     note:str="" # shown beside it
     against:str="M9" # row that it is compared with
@@ -119,6 +120,12 @@ def readable_table(table:pd.DataFrame)->pd.DataFrame: # of text, two rows of hea
     names = sorted(told[0], key=lambda name: order.get(name[1], 1 + (name[0] == theirs)))
     return pd.DataFrame([[cells[name] for name in names] for cells in told], columns=pd.MultiIndex.from_tuples(names))
 
+def table_text(table:pd.DataFrame)->str: # lines
+    "The table for a terminal: scores, differences and how far the rows are"
+    shown = readable_table(table)
+    shown.columns = [name for _, name in shown.columns]
+    return shown.loc[:, ~shown.columns.duplicated()][["row", "UF1", "UAR", "difference of UF1", "p, Holm", "what differs"]].to_string(index=False)
+
 # %% ../nbs/44_tables.ipynb #440025
 BLUE, ORANGE = "#0072B2", "#D55E00" # Okabe and Ito
 
@@ -135,7 +142,7 @@ def plot_rows(table:pd.DataFrame)->Figure:
     figure = Figure(figsize=(10, 1.4 + .34*len(table)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     plot_interval(left, table, "uf1", "ours, 95 % by subject")
-    left.plot(table.paper_uf1, range(len(table)), "D", markerfacecolor="none", color=ORANGE, label="paper, other data")
+    left.plot(table.paper_uf1, range(len(table)), "D", markerfacecolor="none", color=ORANGE, zorder=3, label="paper, other data")
     left.set(xlabel="UF1"), left.legend(loc="lower center", bbox_to_anchor=(.5, 1), ncols=2, frameon=False)
     plot_interval(right, table, "difference")
     right.axvline(0, color=".3", linewidth=1, linestyle="--")
@@ -147,10 +154,15 @@ PARTS["table"] = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title>
 <style>{% include "style" %} .wide { overflow-x: auto; } thead th { text-align: left; white-space: nowrap; } td { min-width: 4rem; }</style></head><body>
 <h1>{{ title }}</h1>{% for line in about %}<p>{{ line }}</p>{% endfor %}
-<figure><img src="{{ picture }}" alt="{{ title }}: {{ alt }}"></figure>
+{{ picture | safe }}
 <div class="wide">{{ table | safe }}</div>
 {% for heading, text, more in sections %}<h2>{{ heading }}</h2><p>{{ text }}</p><div class="wide">{{ more | safe }}</div>{% endfor %}
 </body></html>"""
+
+def as_html(shown:pd.DataFrame|Path)->str:
+    "A table, or a picture in a file, as part of a page"
+    if isinstance(shown, pd.DataFrame): return shown.to_html(index=False, border=0, na_rep="")
+    return f'<figure><img src="data:image/{shown.suffix[1:]};base64,{b64encode(shown.read_bytes()).decode()}" alt="{escape(shown.stem)}"></figure>'
 
 def write_page(
     out:str|Path, # folder
@@ -160,15 +172,15 @@ def write_page(
     shown:pd.DataFrame, # for people
     figure:Figure,
     about:Sequence[str]=(), # paragraphs
-    sections:Sequence[tuple[str,str,pd.DataFrame]]=(), # heading, text, table
+    sections:Sequence[tuple[str,str,pd.DataFrame|Path]]=(), # heading, text, table or file of a picture
 )->list[Path]: # CSV, HTML, PNG
     "A table in three files"
-    as_html = lambda frame: frame.to_html(index=False, border=0, na_rep="")
-    picture, paths = figure_png(figure, 120, bits=6), [Path(out) / f"{name}.{kind}" for kind in ("csv", "html", "png")]
+    paths = [Path(out) / f"{name}.{kind}" for kind in ("csv", "html", "png")]
+    for path, content in ((paths[0], values.to_csv(index=False).encode()), (paths[2], figure_png(figure, 120, bits=6))): write_atomic(path, content)
     page = Environment(loader=DictLoader(PARTS), autoescape=True).get_template("table").render(
-        title=title, about=about, table=as_html(shown), alt=shown.iloc[:, 0].astype(str).str.cat(sep=", "), picture="data:image/png;base64," + b64encode(picture).decode(),
+        title=title, about=about, table=as_html(shown), picture=as_html(paths[2]),
         sections=[(heading, text, as_html(more)) for heading, text, more in sections])
-    for path, content in zip(paths, (values.to_csv(index=False).encode(), page.encode(), picture)): write_atomic(path, content)
+    write_atomic(paths[1], page.encode())
     return paths
 
 # %% ../nbs/44_tables.ipynb #440029

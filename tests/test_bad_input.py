@@ -558,6 +558,52 @@ def test_a_run_whose_disk_is_full(home, tmp_path, capsys, monkeypatch, mini):
     assert not (tmp_path / "run/report.json").exists()
 
 
+# experiments ----------------------------------------------------------------------------------------------------------------------
+
+def experiment(name, data, out, *more):
+    return ["experiment", name, "--data", data, "--database", "folder", "--device", "cpu", "--out", out, *more]
+
+
+@pytest.mark.parametrize("name, rows, words", [
+    ("table2", ["M17"], "table2 has no row M17; choose from M0, M1, M2, M3"), ("table2", ["M9", "m4", "M17"], "table2 has no row m4, M17"), ("table1", ["EMRNet"], "table1 has no row EMRNet; choose from lbp-top"),
+    ("table3", ["FRL-DGT-4"], "table3 has no row FRL-DGT-4; choose from M9, FRL-DGT-S-3"), ("figures", ["M9"], "figures has no row M9; leave out --rows")])
+def test_an_experiment_without_such_a_row(home, tmp_path, capsys, name, rows, words):
+    "Said before a single face is aligned: the folder isn't even there."
+    assert words in refused(capsys, *experiment(name, tmp_path / "nowhere", tmp_path / "out", "--rows", *rows))
+    assert not (tmp_path / "out").exists() and not (tmp_path / "stores").exists()
+
+
+@pytest.mark.parametrize("name", ["table1", "table2", "table3", "sensitivity", "figures"])
+def test_an_experiment_of_nothing_into_nothing(home, tmp_path, capsys, name):
+    (tmp_path / "file").write_text("mine")
+    assert "file is a file; --out wants a folder" in refused(capsys, *experiment(name, home / "data", tmp_path / "file", "--store", home / "store"))
+    assert "nowhere is not a folder" in refused(capsys, *experiment(name, tmp_path / "nowhere", tmp_path / "out"))
+    line = refused(capsys, "experiment", name, "--data", home / "data", "--database", "samm", "--out", tmp_path / "out")
+    assert "samm" in line and str(home / "data") in line and "--database folder" in line
+    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "out").exists()
+
+
+def test_an_experiment_on_one_clip_left_to_train_on(home, tmp_path, capsys):
+    assert "1 clips are left to train on" in refused(capsys, *experiment("table2", home / "data", tmp_path / "out", "--store", home / "store", "--rows", "M9"))
+    assert pd.read_csv(tmp_path / "out/table2.csv").state.unique().tolist() == ["not started"]
+
+
+def test_an_experiment_goes_on_and_refuses_what_does_not_belong(few, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(PRESETS, "tiny", SMALL)
+    monkeypatch.setitem(TRAIN_PRESETS, "tiny", TrainConfig(epochs=1, pairs=2, batch_size=4))
+    line = experiment("table2", few[0], tmp_path / "out", "--store", few[1], "--preset", "tiny", "--rows", "M9")
+    assert run(*line) == 0
+    said, before = capsys.readouterr().out, {path: path.stat().st_mtime_ns for path in tmp_path.rglob("out/M9/**/*")}
+    assert "M9 0." in said and "not started" in said and said.splitlines()[-3:] == [str(tmp_path / f"out/table2.{kind}") for kind in ("csv", "html", "png")]
+    assert run(*line) == 0
+    refused_line = refused(capsys, *line, "--seed", 7)
+    assert f"{tmp_path / 'out/M9'} holds a run with other settings: seed was 0, now 7" in refused_line
+    assert f"{tmp_path / 'out/M9'} holds a run with other settings" in refused(capsys, *experiment("figures", few[0], tmp_path / "out", "--store", few[1], "--preset", "best"))
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    (tmp_path / "out/M9/config.json").write_text("{")
+    assert "config.json" in refused(capsys, *line)
+
+
 # predictions ----------------------------------------------------------------------------------------------------------------------
 
 def predict(home, tmp_path, onset=None, apex=None, weights=None, *more):

@@ -70,7 +70,7 @@ def test_help_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("args", [["--help"], ["loso", "--help"], ["predict", "--help"], ["prepare", "--help"], ["check", "--help"], ["compare", "--help"], ["spot", "--help"], ["--version"]])
+@pytest.mark.parametrize("args", [["--help"], ["loso", "--help"], ["predict", "--help"], ["prepare", "--help"], ["check", "--help"], ["compare", "--help"], ["spot", "--help"], ["experiment", "--help"], ["--version"]])
 def test_help_and_version(args, capsys):
     with pytest.raises(SystemExit) as stop:
         main(args)
@@ -101,6 +101,13 @@ def test_help_and_version(args, capsys):
     ("loso --data x --database folder --out y --epochs 3", "--epochs"),
     ("loso --data x --database folder --out", "--out"),
     ("prepare --data x --database folder --store y --workers -2", "--workers: want a whole number, 0 or more"),
+    ("experiment", "required: name, --data, --database, --out"),
+    ("experiment tabel2 --data x --database folder --out y", "name: invalid choice: 'tabel2' (choose from"),
+    ("experiment table2 --data x --database flow --out y", "--database: Expected one of ['casme2', 'samm', 'smic', 'composite', 'folder']. Got value: flow"),
+    ("experiment table2 --data x --database folder --out y --preset flow", "--preset: Expected one of ['tiny', 'best', 'paper']. Got value: flow"),
+    ("experiment table2 --data x --database folder --out y --flow lucas", "--flow: Expected one of ['tvl1', 'dis']"),
+    ("experiment table2 --data x --database folder --out y --rows", "--rows: expected at least one argument"),
+    ("experiment table2 --data x --database folder --out y --resume", "--resume"),
 ])
 def test_mistyped(line, words, capsys):
     assert words in wrong(capsys, *line.split())
