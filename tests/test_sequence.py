@@ -1,9 +1,11 @@
 """FRL-DGT-S: its model."""
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from frl_dgt_nb.dgm import displacement_loss, normalize_displacement
@@ -245,7 +247,14 @@ def test_the_wrong_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="sequences of 4 frames, not of pairs; load_sequence"): load_model(whole)
     with pytest.raises(ValueError, match="there is no weights file"): load_sequence(tmp_path / "nowhere.safetensors")
     state = load_file(whole)
-    from safetensors import safe_open
     with safe_open(str(whole), "pt") as file: about = file.metadata()
     save_file({name: value for name, value in state.items() if name != "classifier.0.weight"}, tmp_path / "torn.safetensors", metadata=about)
     with pytest.raises(ValueError, match="don't fit"): load_sequence(tmp_path / "torn.safetensors")
+
+
+def test_weights_from_before_there_were_sequences(tmp_path):
+    path = save_weights(FRLDGT(SMALL), tmp_path / "old.safetensors")
+    with safe_open(str(path), "pt") as file: about = json.loads(file.metadata()["frl_dgt_config"])
+    assert about.pop("steps") == 0
+    save_file(load_file(path), path, metadata={"frl_dgt_config": json.dumps(about)})
+    assert load_model(path).config == SMALL
