@@ -97,6 +97,7 @@ def embed(
     features = to_array(features).astype(float)
     if features.ndim != 2 or len(features) < 4: raise ValueError(f"got features {features.shape}, want (n,C) with four or more clips")
     spread = features.std(0)
+    if not spread.any(): return np.zeros((len(features), 2)) # nothing to lay out, and scikit-learn would crash
     features = (features - features.mean(0)) / np.where(spread > 0, spread, 1)
     return TSNE(perplexity=min(perplexity, (len(features) - 1) / 3), random_state=seed, init="pca" if min(features.shape) > 1 else "random").fit_transform(features)
 

@@ -8,8 +8,11 @@ from hypothesis.extra.numpy import arrays
 from matplotlib.colors import rgb_to_hsv
 from matplotlib.figure import Figure
 
-from frl_dgt_nb.plots import (figure_png, flow_colors, flow_maximum, plot_boxes, plot_confusion, plot_curves, plot_displacement, plot_evidence,
-                              plot_image, plot_weights, plot_wheel, to_array, to_image)
+from frl_dgt_nb.clips import class_names
+from frl_dgt_nb.colors import CLASS_COLORS, CLASS_MARKERS, VISION, apart, class_colors, look, seen_as
+from frl_dgt_nb.plots import (DOWN_IS_YELLOW, draw_evidence, figure_png, flow_colors, flow_maximum, patch_map, plot_boxes, plot_confusion, plot_curves, plot_displacement,
+                              plot_evidence, plot_heat, plot_image, plot_weights, plot_wheel, to_array, to_displacement, to_image)
+from frl_dgt_nb.scores import corners, embed, nearest_share, plot_embedding, plot_intervals, plot_points, plot_simplex
 
 MOTION = arrays(float, (2, 5, 6), elements=st.floats(-50, 50, width=32))
 FACE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -189,3 +192,138 @@ def test_png_is_the_figure_and_fewer_bits_are_smaller():
 
 def test_lists_are_arrays():
     assert to_array([[1, 2]]).shape == (1, 2)
+
+
+def test_names_that_moved_are_still_here():
+    assert DOWN_IS_YELLOW == 30 and to_displacement(np.zeros((2, 3, 3))).shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_greys_and_extremes_are_the_same_to_everybody(vision):
+    greys = np.linspace(0, 1, 9)[:, None].repeat(3, 1)
+    assert np.allclose(seen_as(greys, vision), greys, atol=3e-3)
+
+
+def test_red_and_green_are_confused_and_blue_and_yellow_are_not():
+    assert apart(["#CC3333", "#668019"], "deuteranopia") < 15 < apart(["#CC3333", "#668019"]) and apart(["blue", "gold"], "deuteranopia") > 80
+    assert np.allclose(seen_as([[1, 0, 0]], "usual"), [[1, 0, 0]])
+    with pytest.raises(ValueError, match="want one of usual"): seen_as([[0, 0, 0]], "cat")
+
+
+@pytest.mark.parametrize("classes, limit", [(3, 50), (4, 50), (5, 17)])
+@pytest.mark.parametrize("vision", ["usual", "protanopia", "deuteranopia"])
+def test_classes_stay_apart(classes, limit, vision):
+    "Distances in CIE Lab of the closest two; about 2 is just noticeable."
+    assert apart(class_colors(classes), vision) > limit and apart(class_colors(classes), "tritanopia") > 15
+
+
+@pytest.mark.parametrize("classes", [3, 4, 5])
+def test_every_class_has_a_marker_of_its_own(classes):
+    assert len({CLASS_MARKERS[name] for name in class_names(classes)}) == classes and all(name in CLASS_COLORS for name in class_names(classes))
+
+
+def test_a_look_changes_what_is_made_inside_and_nothing_else():
+    import matplotlib as mpl
+    before = dict(mpl.rcParams)
+    sizes = {}
+    for kind in ("page", "projector"):
+        with look(kind): sizes[kind] = plot_image(axes(), FACE, "t").title.get_fontsize()
+    assert sizes["projector"] > 1.4 * sizes["page"] and dict(mpl.rcParams) == before
+    with pytest.raises(ValueError, match="page, projector"): look("wall")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), st.integers(0, 10**6))
+def test_shares_that_are_all_alike_are_one_everywhere(side, seed):
+    draw = np.random.default_rng(seed)
+    low = draw.uniform(-4, 30, (3, 2))
+    boxes = np.concatenate([low, low + draw.uniform(12, 30, (3, 2))], 1)
+    found = patch_map(boxes, np.full((3, side**2), 1 / side**2), 64)
+    assert np.allclose(found[np.isfinite(found)], 1) and np.isfinite(found).any()
+
+
+def test_patches_lie_row_by_row_and_overlaps_are_averaged():
+    found = patch_map([[0, 0, 19, 19], [10, 10, 29, 29]], [[.1, .2, .3, .4], [.25, .25, .25, .25]], 32)
+    assert [found[y, x] for y, x in ((2, 2), (2, 15), (15, 2), (25, 25))] == pytest.approx([.4, .8, 1.2, 1]) and found[15, 15] == pytest.approx((1.6 + 1) / 2)
+    assert np.isnan(found[31, 31]) and np.isnan(found[2, 25])
+
+
+@pytest.mark.parametrize("weights", [np.ones((2, 3)), np.ones((1, 4)), np.ones((2, 2, 4))])
+def test_bad_patches(weights):
+    with pytest.raises(ValueError, match="N a square number"): patch_map(BOXES[:2], weights, 64)
+
+
+def test_heat_holds_its_values_and_its_scale():
+    values = np.linspace(-1, 3, 64 * 64).reshape(64, 64)
+    ax = plot_heat(axes(), FACE, values, maximum=2, label="unit")
+    face, heat = ax.images
+    assert np.allclose(heat.get_array(), values) and heat.get_clim() == (0, 2) and np.allclose(face.get_array(), FACE.mean(-1) / 255)
+    bar = next(other for other in ax.figure.axes if other is not ax)
+    assert bar.get_ylabel() == "unit" and heat.colorbar.extend == "max"
+    assert plot_heat(axes(), FACE, values, signed=True, label="").images[1].get_clim() == (-3, 3)
+    with pytest.raises(ValueError, match="the same size"): plot_heat(axes(), FACE, values[:32])
+
+
+def test_a_normalised_displacement_claims_no_pixels():
+    ax = plot_displacement(axes(), np.ones((2, 64, 64)), maximum=1.5, unit="of its size")
+    assert "×" not in ax.get_title() and ax.child_axes[0].get_title() == "1.5 of its size"
+
+
+def test_evidence_names_the_boxes_it_is_told():
+    axes4 = Figure(figsize=(8, 2)).subplots(1, 4)
+    draw_evidence(axes4, FACE, FACE, np.ones((2, 64, 64)), BOXES, np.full((2, 3), 1 / 3), names=("x", "y", "z"))
+    assert [text.get_text()[0] for text in axes4[3].texts] == ["x", "y", "z"]
+
+
+def test_intervals_stand_where_the_scores_say():
+    ax = plot_intervals(axes(), ["a", "b"], [.8, .6], [.7, .5], [.95, .65], [.81, np.nan], .33, xlabel="UAR")
+    segments = ax.collections[0].get_segments()
+    assert np.allclose([segment[:, 0] for segment in segments], [[.7, .95], [.5, .65]]) and np.allclose([segment[0, 1] for segment in segments], [0, 1])
+    lines = {line.get_label(): line for line in ax.lines}
+    assert np.allclose(lines["the paper"].get_xdata(), [.81, np.nan], equal_nan=True) and lines["chance"].get_xdata() == [.33, .33]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"] and ax.yaxis_inverted() and ax.get_xlabel() == "UAR"
+
+
+@pytest.mark.parametrize("values, low, high, words", [([.5], [.6], [.7], "outside of its interval"), ([.5, .5], [.4], [.6], "one of each a row")])
+def test_bad_intervals(values, low, high, words):
+    with pytest.raises(ValueError, match=words): plot_intervals(axes(), ["a"], values, low, high)
+
+
+def test_points_have_the_colour_of_their_class_and_rings_where_held_out():
+    points, labels, held = np.arange(12.).reshape(6, 2), np.array([0, 0, 1, 1, 2, 2]), np.array([0, 1, 0, 0, 0, 1], bool)
+    lines = {line.get_label(): line for line in plot_points(axes(), points, labels, held).lines}
+    assert set(lines) == {"negative", "negative, held out", "positive", "surprise", "surprise, held out"}
+    assert np.allclose(lines["surprise, held out"].get_xydata(), points[5:]) and lines["surprise, held out"].get_markerfacecolor() == "none"
+    assert lines["positive"].get_color() == CLASS_COLORS["positive"] and lines["positive"].get_marker() == CLASS_MARKERS["positive"]
+    with pytest.raises(ValueError, match="a mark each"): plot_points(axes(), points, labels[:5])
+
+
+@pytest.mark.parametrize("classes", [3, 4, 5])
+def test_certainty_is_a_corner_and_no_idea_the_centre(classes):
+    names = class_names(classes)
+    ax = plot_simplex(axes(), np.vstack([np.eye(classes), np.full((1, classes), 1 / classes)]), [*range(classes), 0], names)
+    drawn = {line.get_label(): line.get_xydata() for line in ax.lines}
+    assert np.allclose(drawn[names[0]], [corners(classes)[0], (0, 0)]) and all(np.allclose(drawn[names[k]], corners(classes)[k]) for k in range(1, classes))
+    assert {text.get_text() for text in ax.texts} == set(names)
+
+
+@pytest.mark.parametrize("chances, words", [(np.ones((2, 3)), "sum to 1"), (np.ones((2, 2)) / 2, "want"), (np.ones(3) / 3, "want")])
+def test_bad_probabilities(chances, words):
+    with pytest.raises(ValueError, match=words): plot_simplex(axes(), chances, [0, 1])
+
+
+def test_a_map_keeps_neighbours_and_its_seed():
+    labels = np.arange(30) % 2
+    features = np.random.default_rng(0).normal(size=(30, 5)) * .1 + labels[:, None]
+    places = embed(features)
+    near = np.linalg.norm(places[:, None] - places[None], axis=-1) + 1e9 * np.eye(30)
+    assert (labels[near.argmin(1)] == labels).all() and np.allclose(embed(features), places) and np.isfinite(embed(np.ones((6, 3)))).all()
+    assert "no unit" in plot_embedding(axes(), features, labels).get_xlabel()
+    with pytest.raises(ValueError, match="four or more"): embed(features[:3])
+
+
+def test_nearest_share_looks_at_training_clips_of_others_alone():
+    "One feature: 0 and 1 are training clips of class 0, 10 and 11 of class 1; held out at 9, of class 0, and at 12, of class 1."
+    features, labels = np.array([[0.], [1], [10], [11], [9], [12]]), np.array([0, 0, 1, 1, 0, 1])
+    assert nearest_share(features, labels, ["a", "b", "a", "b", "c", "c"], np.array([0, 0, 0, 0, 1, 1], bool)) == (1, .5)
+    assert nearest_share(features, labels, ["a", "a", "b", "b", "c", "c"], np.array([0, 0, 0, 0, 1, 1], bool)) == (0, .5) # the neighbour of the same subject doesn't count
