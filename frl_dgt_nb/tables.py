@@ -106,16 +106,18 @@ def readable_table(table:pd.DataFrame)->pd.DataFrame: # of text, two rows of hea
     "The table for people"
     data, paper = ", ".join(table.data.dropna().unique()) or "no run yet", ", ".join(table.paper_data.dropna().unique())
     ours, theirs = f"on {data} (ours)", f"on {paper} (paper)"
-    score = lambda row, name, sign="": with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"], sign) if pd.notna(row[name]) else ""
+    bracketed = lambda row, name, sign="": with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"], sign) if pd.notna(row[name]) else ""
     number = lambda value, form: format(value, form) if pd.notna(value) else ""
     told = []
     for _, row in table.iterrows():
-        cells = {("", "row"): row["row"], ("", "what differs"): row.what, (ours, "UF1"): score(row, "uf1") or row.state, (ours, "UAR"): score(row, "uar"),
-                 (ours, "difference of UF1"): score(row, "difference", "+") + (f" to {row.against}" if pd.notna(row.against) else ""), (ours, "p"): number(row.p, ".3g"), (ours, "p, Holm"): number(row.p_holm, ".3g"),
-                 (ours, "clips"): number(row.clips, ".0f"), (ours, "subjects"): number(row.subjects, ".0f"), (ours, "seconds"): number(row.seconds, ".0f")}
-        for name in table.columns.difference(COLUMNS, sort=False): # parts
-            cells[(theirs if name.startswith("paper_") else ours, " ".join(name.removeprefix("paper_").rsplit("_", 1)).replace("uf1", "UF1").replace("uar", "UAR"))] = number(row[name], ".3f")
-        told.append(cells | {(theirs, "UF1"): number(row.paper_uf1, ".3f"), (theirs, "UAR"): number(row.paper_uar, ".3f"), ("", "note"): row.note})
+        cells = {("", "row"): row["row"], ("", "what differs"): row.what, (ours, "UF1"): bracketed(row, "uf1") or row.state, (ours, "UAR"): bracketed(row, "uar"),
+                 (ours, "difference of UF1"): bracketed(row, "difference", "+") + (f" to {row.against}" if pd.notna(row.against) else ""), (ours, "p"): number(row.p, ".3g"), (ours, "p, Holm"): number(row.p_holm, ".3g"),
+                 (ours, "clips"): number(row.clips, ".0f"), (ours, "subjects"): number(row.subjects, ".0f"), (ours, "seconds"): number(row.seconds, ".0f"),
+                 (theirs, "UF1"): number(row.paper_uf1, ".3f"), (theirs, "UAR"): number(row.paper_uar, ".3f"), ("", "note"): row.note}
+        for stem in [name[:-4] for name in table.columns.difference(COLUMNS, sort=False) if name.endswith("_uf1")]: # parts
+            cells[theirs if stem.startswith("paper_") else ours, f"{stem.removeprefix('paper_')}, UF1 / UAR"] = " / ".join(filter(None, (number(row[f"{stem}_{score}"], ".3f") for score in ("uf1", "uar"))))
+        if "paper_accuracy" in table: cells |= {(ours, "accuracy"): number(row.accuracy, ".3f"), (theirs, "accuracy"): number(row.paper_accuracy, ".3f")}
+        told.append(cells)
     order = {"row": 0, "what differs": 0, "note": 3}
     names = sorted(told[0], key=lambda name: order.get(name[1], 1 + (name[0] == theirs)))
     return pd.DataFrame([[cells[name] for name in names] for cells in told], columns=pd.MultiIndex.from_tuples(names))
@@ -146,13 +148,14 @@ def plot_rows(table:pd.DataFrame)->Figure:
     left.set(xlabel="UF1"), left.legend(loc="lower center", bbox_to_anchor=(.5, 1), ncols=2, frameon=False)
     plot_interval(right, table, "difference")
     right.axvline(0, color=".3", linewidth=1, linestyle="--")
-    right.set(xlabel=f"UF1 minus that of {', '.join(table.against.dropna().unique()) or '?'}, same clips")
+    right.set(xlabel=f"UF1 minus that of {', '.join(table.against.dropna().unique()) or '... (none yet)'}, same clips")
     return figure
 
 # %% ../nbs/44_tables.ipynb #440028
 PARTS["table"] = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title>
-<style>{% include "style" %} .wide { overflow-x: auto; } thead th { text-align: left; white-space: nowrap; } td { min-width: 4rem; }</style></head><body>
+<style>{% include "style" %} body { max-width: 110rem; } figure { max-width: 76rem; } .wide { overflow-x: auto; } thead th { white-space: nowrap; } td { min-width: 4.5rem; }
+td:nth-child(2) { min-width: 10rem; } td:last-child { min-width: 12rem; }</style></head><body>
 <h1>{{ title }}</h1>{% for line in about %}<p>{{ line }}</p>{% endfor %}
 {{ picture | safe }}
 <div class="wide">{{ table | safe }}</div>

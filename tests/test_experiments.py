@@ -11,7 +11,7 @@ from run_toy import BRIEF as FOUR, SMALL
 from toy_store import toy_store
 
 from frl_dgt_nb import experiments, loso
-from frl_dgt_nb.baselines import BASELINES, ELSEWHERE, PUBLISHED
+from frl_dgt_nb.baselines import BASELINES, ELSEWHERE, PUBLISHED, baseline_settings
 from frl_dgt_nb.config import PRESETS
 from frl_dgt_nb.experiments import (check_rows, choose_rows, model_row, preset_configs, run_experiment, run_rows, row_names, run_table, run_table2, run_table3, table1_rows, table2_rows,
                                     table3_rows)
@@ -176,6 +176,9 @@ def test_rows_of_table1_are_the_baselines_and_the_quoted(store):
     for name in BASELINES: assert made[name].paper == {"full": PUBLISHED[name]} and made[name].settings()["model"]["baseline"] == name
     for name, (uf1, uar, why) in ELSEWHERE.items(): assert made[name].run is None and tuple(made[name].paper["full"]) == (uf1, uar) and "other data" in made[name].note and why in made[name].note
     assert all(not row.paper for name, row in made.items() if name.endswith("-steady")) and made["M9"].paper == TABLE2["M9"]
+    for name in run & {f"{name}{end}" for name, one in BASELINES.items() if one.flow for end in ("", "-steady")}:
+        model = made[name].settings()["model"]
+        assert model["steady"] == name.endswith("-steady") and model["flow"] == "dis" and model == baseline_settings(store, model["baseline"], "dis", model["steady"])["model"]
     brief = {row.name: row for row in table1_rows(store, SMALL, BRIEF, brief=True)}
     assert brief["ststnet"].settings()["train"]["epochs"] == 400 and "epochs 400" in brief["ststnet"].note and "brief" not in made["ststnet"].note
 

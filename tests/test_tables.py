@@ -97,9 +97,10 @@ def test_a_figure_of_the_paper_never_stands_under_our_heading(small):
     text = readable_table(score_rows(*small))
     ours, theirs = "on x, y (ours)", f"on {COMPOSITE} (paper)"
     assert set(text.columns.get_level_values(0)) == {"", ours, theirs}
-    assert {name for side, name in text.columns if side == theirs} == {"UF1", "UAR", "smic UF1", "smic UAR"}
+    assert {name for side, name in text.columns if side == theirs} == {"UF1", "UAR", "smic, UF1 / UAR"}
     assert text[theirs, "UF1"].tolist() == ["0.700", "0.770", "", "0.812", "0.789"] and text[ours, "UF1"].tolist()[1:3] == ["3 folds so far", "not started"]
-    assert text[ours, "UF1"][4] == "not run here"
+    assert text[ours, "UF1"][4] == "not run here" and text[theirs, "smic, UF1 / UAR"].tolist() == ["0.500 / 0.400", "", "", "", ""]
+    assert text[ours, "x, UF1 / UAR"][0] == "0.444 / 0.500" and text[ours, "x, UF1 / UAR"][2] == ""
 
 
 def test_before_anything_is_run(tmp_path):
@@ -122,6 +123,8 @@ def test_parts_of_a_row_with_three_figures(tmp_path):
     "Table 3 gives accuracy, and one of its rows no UAR."
     table = score_rows([Row("S", "s", paper={"full": (.542, None, .560)})], tmp_path, "CASME II")
     assert table.paper_accuracy.tolist() == [.56] and table.paper_uar.isna().all() and table.paper_data.tolist() == ["CASME II"]
+    text = readable_table(table)["on CASME II (paper)"]
+    assert text.to_dict("records") == [{"UF1": "0.542", "UAR": "", "accuracy": "0.560"}]
 
 
 @given(st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=9))
