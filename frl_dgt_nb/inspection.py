@@ -197,7 +197,7 @@ def draw_bars(i:Inspection, title:str, heights:np.ndarray) -> None:
     chosen = np.arange(len(heights)) == i.look.region
     for name, which in (("regions", ~chosen), ("region", chosen)): put(i.traces[name], y=np.where(which, heights, 0))
     i.figure.layout.annotations[5].text, i.told = title, f"label {i.names[i.view.label]}"
-    i.figure.layout.annotations[4].text = "no classifier"
+    if i.view.model is None: i.figure.layout.annotations[4].text = "no classifier" # plotly keeps the first of two changes in one batch, if the second takes it back
 
 # %% ../nbs/41_inspection.ipynb #410018
 def draw_curve(i:Inspection) -> None:

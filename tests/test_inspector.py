@@ -307,6 +307,13 @@ CHANGES = [("factor", 25., "face"), ("picture", "difference", "face"), ("frame",
            ("moments", (0, 3), "face map crops"), ("arrows", 5, "")]
 
 
+def test_the_title_over_the_classes_stays_when_the_same_is_drawn_again(inspector):
+    "It once turned into `no classifier`."
+    for _ in range(2):
+        inspector.show()
+        assert "as it is" in inspector.figure.layout.annotations[4].text
+
+
 @pytest.mark.parametrize("name, value, parts", CHANGES, ids=[name for name, *_ in CHANGES])
 def test_each_control_changes_what_it_should_and_nothing_else(inspector, name, value, parts):
     inspector.controls["region"].value = 2
