@@ -140,13 +140,14 @@ def run_all(page: Page, ready: str = "true") -> None:
     deadline, idle = time.monotonic() + PATIENCE / 1000, 3
     while time.monotonic() < deadline:
         prompts = page.evaluate(PROMPTS)
-        if errors(page) or all(prompt.strip("[]:").isdigit() for prompt in prompts) and page.evaluate(ready): return
+        done = all(prompt.strip("[]:").isdigit() for prompt in prompts)
+        if errors(page) or done and page.evaluate(ready): return
         idle = 0 if "[*]:" in prompts else idle + 1
         dialog = page.locator(".jp-Dialog")
         if dialog.count():
             print("JupyterLab asked:", dialog.first.inner_text())
             dialog.first.locator("button.jp-mod-accept").click()
-        elif idle > 3:
+        elif idle > 3 and not done:
             page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
             page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
             idle = -3
