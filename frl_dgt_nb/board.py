@@ -34,7 +34,6 @@ def board_axes() -> dict:
     axes = {f"{side}axis{name}": dict(domain=place, anchor=f"{other}{name}", zeroline=False, fixedrange=True) for name, (x, y) in PLACES.items() for side, place, other in (("x", x, "y"), ("y", y, "x"))}
     for name, (x, y) in {"": ("epoch", "loss"), "2": ("folds done", ""), "3": ("predicted", "true")}.items():
         axes[f"xaxis{name}"]["title"], axes[f"yaxis{name}"]["title"] = dict(text=x, standoff=4), dict(text=y, standoff=2)
-    for axis in ("xaxis", "xaxis2"): axes[axis] |= dict(tickformat="d", nticks=8)
     axes["yaxis2"]["range"] = [0, 1.02]
     for axis in ("xaxis3", "yaxis3"): axes[axis] |= dict(type="category", showgrid=False)
     return axes | {"yaxis3": axes["yaxis3"] | dict(autorange="reversed", tickangle=-90)}
@@ -90,7 +89,8 @@ def draw_board(watch:RunWatch, found:dict|None, figure:go.Figure) -> None: # fou
     with figure.batch_update():
         draw_losses(traces, curves)
         if found: draw_scores(watch, found, traces)
-        figure.layout.xaxis2.range = [.5, (watch.total or max(8, len(watch.folds))) + .5]
+        for axis, steps in ((figure.layout.xaxis, max(map(len, curves.values()), default=1)), (figure.layout.xaxis2, watch.total or max(8, len(watch.folds)))):
+            axis.update(range=[.5, steps + .5], dtick=max(1, round(steps / 6)))
         texts = told, f'pooled <span style="color:{BLUE}">UF1</span> and <span style="color:{ORANGE}">UAR</span> so far', "clips: true and predicted"
         for annotation, text in zip(figure.layout.annotations, texts): annotation.text = text
 
