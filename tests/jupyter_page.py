@@ -86,7 +86,7 @@ def jupyterlab(home: Path, notebooks: list[Path]) -> Iterator[Callable[[str], st
         if path.name != "nbs": (home / "work" / path.name).symlink_to(path)
     port, token = free_port(), "of-this-test"
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
-               f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={home / 'work'}", "--LabApp.extension_manager=readonly"]
+               f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={home / 'work'}", "--LabApp.extension_manager=readonly", "--LabApp.expose_app_in_browser=True"]
     with serving(command, f"http://127.0.0.1:{port}/api/status?token={token}", private(home), home / "log"):
         yield lambda name: f"http://127.0.0.1:{port}/lab/tree/nbs/{name}?token={token}&reset"
 
@@ -126,6 +126,34 @@ def open_notebook(page: Page, address: str) -> None:
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
     page.wait_for_timeout(2000)
+
+
+OPEN = """async path => {
+    const panel = await window.jupyterapp.commands.execute('docmanager:open', {path});
+    await panel.context.ready;
+    await panel.sessionContext.ready;
+    await panel.sessionContext.session?.kernel?.info;
+}"""
+CLOSE = """async () => {
+    for (const widget of [...window.jupyterapp.shell.widgets('main')]) {
+        if (widget.context?.model.dirty) await widget.context.save();
+        widget.close();
+    }
+}"""
+
+
+@contextmanager
+def open_tab(page: Page, address: str, name: str) -> Iterator[None]:
+    "A notebook in a JupyterLab that is open already, which saves loading it again; its kernel ends with the tab."
+    page.complaints.clear()
+    page.evaluate(OPEN, f"nbs/{name}")
+    try:
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+        yield
+    finally:
+        page.evaluate(CLOSE)
+        page.wait_for_function("!document.querySelector('.jp-Notebook')")
+        shut_kernels(address)
 
 
 def shut_kernels(address: str) -> None:
