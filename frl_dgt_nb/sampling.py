@@ -131,6 +131,7 @@ class FoldData:
         look:bool=True, # whether anybody looks at frames; they are half the work of a batch
         kind:str="au", # of the boxes: au or grid
         directed:bool=True, # whether the known displacements have a direction that a mirror reverses
+        magnified:Tensor|None=None, # (clips,factors,H,W,3) uint8 of `magnified_apexes`: half of the labelled training pairs show one
     ):
         index = store.index
         test = torch.from_numpy((index.subject_id == test_subject).to_numpy(copy=True))
@@ -147,7 +148,9 @@ class FoldData:
         if displacements is not None and (displacements.ndim != 5 or displacements.shape[:3] not in wanted):
             raise ValueError(f"got displacements of shape {tuple(displacements.shape)}, wanted {wanted[0]} and two sizes: `known_displacements` "
                              f"with reach={apex_jitter}")
-        self.displacements, self.size, self.frames = displacements, store.settings["size"], None
+        if magnified is not None and (magnified.ndim != 5 or len(magnified) != len(index) or displacements is not None or not look):
+            raise ValueError(f"got magnified apexes of shape {tuple(magnified.shape)}, wanted {len(index)} clips, frames to look at and no known displacements")
+        self.displacements, self.magnified, self.size, self.frames = displacements, magnified, store.settings["size"], None
         if look: self.frames = load_frames(store, device) if frames is None else frames
         self.boxes = face_boxes(torch.as_tensor(store.landmarks), self.size, kind) if boxes is None else boxes
         self.order, self.directed = MIRROR_ORDERS[kind], directed
@@ -165,12 +168,16 @@ class FoldData:
         second:Tensor, # (B,) position of the second
         labels:Tensor, # (B,)
         coin:Tensor|None=None, # (B,) bool, True: mirrored
+        enlarged:Tensor|None=None, # (B,) which magnified apex is the second frame, below 0 none
     )->Batch: # on the device
         "Frames by index: two gathers a batch, no loop over its samples"
+        if enlarged is not None: second = torch.where(enlarged < 0, second, self.apex[clips])
         rows = self.start[clips, None] + torch.stack([first, second], 1)
         onset = apex = displacement = None
         if self.frames is not None:
             onset, apex = (self.frames[r.to(self.device)].permute(0, 3, 1, 2).contiguous().float() / 255 for r in rows.T)
+        if enlarged is not None:
+            apex[enlarged >= 0] = self.magnified[clips, enlarged][enlarged >= 0].to(self.device).permute(0, 3, 1, 2).float() / 255
         boxes = self.boxes[clips]
         if self.displacements is not None:
             known = self.displacements[clips, second - self.apex[clips] + self.apex_jitter]
@@ -188,6 +195,13 @@ class FoldData:
         "Which samples to mirror"
         return torch.rand(count, generator=generator) < .5 if self.mirror else None
 
+    def enlargements(self,
+        count:int, # how many
+        generator:Generator, # source of the draw
+    )->Tensor|None: # (count,) a column of `magnified`, or as often a number below 0; None without magnified apexes
+        "Which samples to show with a magnified apex"
+        return None if self.magnified is None else torch.randint(-(K := self.magnified.shape[1]), K, (count,), generator=generator)
+
     def batches(self,
         generator:Generator, # source of order, jitter and mirroring
     )->Iterator[Batch]:
@@ -195,7 +209,8 @@ class FoldData:
         order = self.train[torch.randperm(len(self.train), generator=generator)]
         for clips in order.tensor_split(self.steps):
             apex = jitter_apex(self.onset[clips], self.apex[clips], self.offset[clips], self.apex_jitter, generator)
-            yield self.gather(clips, self.onset[clips], apex, self.label[clips], self.coins(len(clips), generator))
+            coin, enlarged = self.coins(len(clips), generator), self.enlargements(len(clips), generator)
+            yield self.gather(clips, self.onset[clips], apex, self.label[clips], coin, enlarged)
 
     def random_pairs(self,
         count:int, # pairs wanted

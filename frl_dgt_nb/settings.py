@@ -19,6 +19,7 @@ class TrainConfig:
     weight_decay:float=0. # Guess: not mentioned
     pairs:int=32 # Guess: self-supervised pairs a step; "sufficient" in section 3.1
     apex_jitter:int=1 # section 3.3: "a frame before or after the original apex"; how far is a guess
+    magnify:tuple[float,float]|None=None # section 3.3, end: range of factors; half of the labelled pairs get a magnified apex (notebook 14 magnify)
     mirror:bool=False # not in the paper: mirror half of the training pairs; `ModelConfig.mirror` is for predictions
     loss_weights:tuple[float,float,float]=(10., 1., .2) # section 3.3: reconstruction, normalization, smoothness
     class_weights:bool=False # not in the paper: weigh classes by their rarity among the training clips
@@ -29,6 +30,10 @@ class TrainConfig:
     def __post_init__(self):
         for name, least in dict(epochs=1, batch_size=2, dgm_rate=0, fusion_rate=0, weight_decay=0, pairs=0, apex_jitter=0, store_every=1, inner=0).items():
             if not getattr(self, name) >= least: raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.magnify is not None:
+            if len(self.magnify) != 2 or not 1 <= self.magnify[0] <= self.magnify[1] <= 18:
+                raise ValueError(f"magnify is a range of factors between 1 and 18, such as (2, 6), or None; got {self.magnify}")
+            object.__setattr__(self, "magnify", tuple(map(float, self.magnify)))
         if self.amp not in ("auto", "bf16", "fp16", "off"): raise ValueError(f"amp is auto, bf16, fp16 or off, got {self.amp!r}")
 
 # %% ../nbs/32_settings.ipynb #320008

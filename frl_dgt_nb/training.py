@@ -25,6 +25,7 @@ from tqdm.auto import trange
 from .devices import amp_dtype, pick_device
 from .dgm import displacement_loss
 from .known import known_displacements
+from .magnify import magnified_apexes
 from .model import FRLDGT, ModelConfig
 from .sampling import Batch, FoldData, choose_inner, fold_generator, fold_seed
 from .sequence import build_model
@@ -181,6 +182,9 @@ def check_fit(store:FaceStore, model_config:ModelConfig, train_config:TrainConfi
         raise ValueError(f"got module={module!r} with a store that has {told}; preset 'flow' is for the store of read_flow, and for no other")
     for name in ("pairs", "apex_jitter") if brings else ("pairs",) if model_config.known else ():
         if value := getattr(train_config, name): raise ValueError(f"got {name}={value} with module={module!r}, whose displacements are fixed; set {name}=0")
+    if train_config.magnify and (model_config.known or brings or steps):
+        told = "a model of sequences" if steps else f"module={module!r}, whose displacements are known before training"
+        raise ValueError(f"got magnify={train_config.magnify} with {told}; magnified apexes are for a module that learns from frames (module='plain'), leave magnify out")
     if steps and (made := store.settings.get("sequence", {}).get("steps", 0)) != steps:
         told = f"sequences of {made} frames" if made else "clips of any length"
         raise ValueError(f"got steps={steps} with a store of {told}; sequence_store(store, out, steps={steps}) makes one that fits of the store that `prepare` made")
@@ -198,15 +202,16 @@ def fold_data(
     frames:Tensor|None=None, # `load_frames(store, device)`, to share it between folds
 )->FoldData: # SequenceData for a model of sequences
     "One fold with what is known of it beforehand"
-    c, config, known = model_config, train_config, None
+    c, config, known, large = model_config, train_config, None, None
     inner = choose_inner(store.index, test_subject, config.inner, seed)
     if c.steps:
         if c.known: known = known_sequences(store.path, store.settings["checksum"], c.steps, device, c.module)
         return SequenceData(store, test_subject, config.batch_size, config.mirror, device, frames, inner, known, c.frames, c.boxes)
     if c.known: known = known_displacements(store.path, store.settings["checksum"], config.apex_jitter, device, c.module)
     if c.module == "given": known = torch.from_numpy(store.displacements)[:, None]
+    if config.magnify: large = magnified_apexes(store.path, store.settings["checksum"], config.magnify, device)
     return FoldData(store, test_subject, config.batch_size, config.apex_jitter, config.mirror, device, frames, inner=inner, displacements=known,
-                    look=c.frames, kind=c.boxes, directed=c.module != "dynamic")
+                    look=c.frames, kind=c.boxes, directed=c.module != "dynamic", magnified=large)
 
 # %% ../nbs/32_training.ipynb #320037
 def train_fold(
