@@ -49,8 +49,7 @@ def chosen_rows(found:Finished|None, store:FaceStore, classes:int)->list[int]:
 def motions(view:PairView)->dict[str, tuple[np.ndarray, bool]]: # title -> (2,H,W), whether in px
     "What flow, module and truth say of a pair, as it is and as a classifier is shown it."
     shown = lambda motion: normalize_displacement(torch.as_tensor(motion)[None])[0].numpy()
-    flow = view.motion("optical flow", still=False)
-    told = {"optical flow": (flow, True), "flow,\nnormalised": (shown(flow), False)}
+    told = {"flow, head\nheld still": (view.motion("optical flow"), True), "flow,\nnormalised": (shown(view.motion("optical flow", still=False)), False)}
     if view.model is None or view.model.config.module != "dynamic":
         own = view.motion("module", still=False)
         told |= {"displacement": (own, True), "displacement,\nnormalised": (shown(own), False)}
@@ -212,8 +211,8 @@ def figure9(
 
 # %% ../nbs/44_figures.ipynb #440029
 CAPTIONS = {
-    "figure3": ("What there is to see of a motion", "A typical clip of each class: the one with the median probability of its true class. Dynamic image: what grew brighter in orange, darker in violet. Flow, displacement and truth (where it is known) are motions of the onset's points on one scale of pixels, the wheel is its key; "
-                "up is blue, down is yellow. Normalised: divided by its own size, as a classifier is shown it; full colour at 1.5 times that size."),
+    "figure3": ("What there is to see of a motion", "A typical clip of each class: the one with the median probability of its true class. Dynamic image: what grew brighter in orange, darker in violet. Flow (less the motion of the head), displacement and truth (where it is known) are motions of the onset's points on one scale of pixels, the wheel is its key; "
+                "up is blue, down is yellow. Normalised: as it is, divided by its own size, for a classifier; full colour at 1.5 times that size."),
     "figure4": ("The regions", "The 43 regions of interest, the nine boxes that enclose groups of them, and what each box cuts out."),
     "figure6": ("Features and probabilities", "Features can be compared within one fold only, since each fold has a model of its own. Dots are clips the model was trained on, rings those of the subject it never saw: where dots keep apart and rings don't, "
                 "the separation was learnt by heart. The percentages say how often the nearest training clip of another subject has the same class. The last picture holds the probabilities of all held-out clips."),

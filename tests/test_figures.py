@@ -17,7 +17,7 @@ from frl_dgt_nb.plots import flow_colors
 from frl_dgt_nb.regions import au_boxes
 from frl_dgt_nb.report import typical_clip
 
-TITLES = ["onset", "apex", "dynamic\nimage", "optical flow", "flow,\nnormalised", "displacement", "displacement,\nnormalised", "truth"]
+TITLES = ["onset", "apex", "dynamic\nimage", "flow, head\nheld still", "flow,\nnormalised", "displacement", "displacement,\nnormalised", "truth"]
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def test_figure3_shows_typical_clips_on_one_scale_of_pixels():
     for view, row in zip(views, axes):
         assert np.allclose(drawn(row[0]), view.pair[0][0].permute(1, 2, 0), atol=1e-6) and np.allclose(drawn(row[1]), view.pair[1][0].permute(1, 2, 0), atol=1e-6)
         assert np.allclose(drawn(row[2]), view.dynamic())
-        seen += [(row[3], view.motion("optical flow", still=False)), (row[7], view.truth), (row[5], view.motion("module", still=False))]
-    inside = [np.percentile(np.hypot(*motion)[view.face[0].numpy()], 99) for view in views for motion in (view.motion("optical flow", still=False), view.motion("module", still=False), view.truth)]
+        seen += [(row[3], view.motion("optical flow")), (row[7], view.truth), (row[5], view.motion("module", still=False))]
+    inside = [np.percentile(np.hypot(*motion)[view.face[0].numpy()], 99) for view in views for motion in (view.motion("optical flow"), view.motion("module", still=False), view.truth)]
     for ax, motion in seen: assert np.allclose(drawn(ax), flow_colors(motion, max(inside)), atol=1e-3)
     assert [ax.get_ylabel().split("\n")[0] for ax in axes[:, 0]] == ["negative", "positive", "surprise"]
 
@@ -81,7 +81,7 @@ def test_figure6_has_each_clip_once_and_rings_for_the_left_out(data):
     features, triangle = figure.axes
     counts = {line.get_label(): len(line.get_xdata()) for line in features.get_lines()}
     own = store.index[store.index.subject_id == "folder/s02"].label.value_counts()
-    assert sum(counts.values()) == 18 and {name: n for name, n in counts.items() if "held out" in name} == {f"{('negative', 'positive', 'surprise')[label]}, held out": n for label, n in own.items()}
+    assert sum(counts.values()) == 12 and {name: n for name, n in counts.items() if "held out" in name} == {f"{('negative', 'positive', 'surprise')[label]}, held out": n for label, n in own.items()}
     assert "s02" in features.get_title() and re.search(r"training \d+%, left out \d+%", features.get_title())
     chances = pd.read_parquet(finished_run() / "predictions.parquet").filter(regex="^p_").to_numpy()
     angles = np.pi / 2 + np.arange(3) * 2 * np.pi / 3
@@ -94,9 +94,9 @@ def test_figure6_has_each_clip_once_and_rings_for_the_left_out(data):
 def test_figure7_is_local_times_global_and_one_is_no_preference(data):
     store, found = small_store(), open_finished(small_store(), finished_run())
     inside, boxes = look_inside_folds(found, data), data.boxes.numpy()
-    even = {"local": np.full((18, 9, 2, 4), .25), "whole": np.full((18, 2, 9), 1 / 9)}
+    even = {"local": np.full((12, 9, 2, 4), .25), "whole": np.full((12, 2, 9), 1 / 9)}
     for values in weight_maps(even, boxes, [0, 5], 256): assert np.allclose(values[np.isfinite(values)], 1)
-    one = {"local": np.full((18, 9, 2, 4), .25), "whole": np.eye(9)[[[8, 8]] * 18]} # the mouth alone
+    one = {"local": np.full((12, 9, 2, 4), .25), "whole": np.eye(9)[[[8, 8]] * 12]} # the mouth alone
     _, after = weight_maps(one, boxes, [0], 256)
     x, y = boxes[0, 8, :2] + [40, 60]
     assert after[int(y), int(x)] > 2 and after[int(boxes[0, 2, 1]) + 5, 128] == 0

@@ -62,7 +62,7 @@ def test_table_says_what_the_inspector_says(kind):
 
 def test_table_has_a_row_a_clip_and_region(table):
     store = small_store()
-    assert len(table) == 9 * 18 and list(table.clip_id[::9]) == list(store.index.clip_id) and (table.label[::9].to_numpy() == store.index.label).all()
+    assert len(table) == 9 * 12 and list(table.clip_id[::9]) == list(store.index.clip_id) and (table.label[::9].to_numpy() == store.index.label).all()
     assert np.allclose(table.groupby("clip_id").weight.sum(), 1, atol=1e-4) and table.region[:9].tolist() == ["1L", "1R", "2", "3L", "3R", "4", "5L", "5R", "6"]
     predicted = pd.read_parquet(finished_run() / "predictions.parquet").prediction
     assert (table.prediction[::9].to_numpy() == predicted).all()

@@ -29,7 +29,7 @@ def test_labelled_pairs_give_what_the_run_stored(kind):
 
 def test_order_and_repetition_of_questions_change_nothing():
     store, found = small_store(), open_finished(small_store(), finished_run())
-    rows = np.array([17, 3, 3, 0, 9])
+    rows = np.array([11, 3, 3, 0, 9])
     chances = ask_folds(found, rows, store.index.onset[rows], store.index.apex[rows])
     assert np.allclose(chances, stored(found.run)[rows], atol=1e-5)
 
@@ -37,7 +37,7 @@ def test_order_and_repetition_of_questions_change_nothing():
 def test_weights_of_all_clips_are_shares_and_of_the_right_fold():
     found = open_finished(small_store(), finished_run())
     inside = look_inside_folds(found)
-    assert inside["local"].shape == (18, 9, 2, 4) and inside["whole"].shape == (18, 2, 9) and inside["features"].shape == (18, 32)
+    assert inside["local"].shape == (12, 9, 2, 4) and inside["whole"].shape == (12, 2, 9) and inside["features"].shape == (12, 32)
     assert np.allclose(inside["local"].sum(-1), 1, atol=1e-5) and np.allclose(inside["whole"].sum(-1), 1, atol=1e-5)
 
 
@@ -107,7 +107,7 @@ def test_spotted_apexes_are_those_of_spot_store_and_are_kept(tmp_path):
     assert found.tolist() == spot_store(store, tmp_path / "spotted", which="all", progress=False).index.apex.tolist()
     kept = journal.read_text().splitlines()
     assert len(kept) == 1 + len(store)
-    journal.write_text("\n".join(kept[:5] + ['["folder/s01/c5", [2, "spotted"]]']) + "\n") # as an interrupted search leaves it, with a mark in it
+    journal.write_text("\n".join(kept[:5] + [json.dumps([store.index.clip_id[4], [2, "spotted"]])]) + "\n") # as an interrupted search leaves it, with a mark in it
     assert found[4] != 2 and spotted_apexes(store, journal)[4] == 2
 
 
@@ -129,8 +129,17 @@ def test_table_is_what_the_answers_say(table):
     assert (labelled.uf1_low, labelled.uf1_high) == pytest.approx(interval(store.index.label, predicted, store.index.subject_id, uf1, 200))
     onset, apex = shifted(store.index, "apex", -.4)
     row = table[(table.moment == "apex") & (table.share == .4) & (table.direction == "earlier")].iloc[0]
-    assert row.uf1 == pytest.approx(uf1(store.index.label, ask_folds(found, np.arange(18), onset, apex).argmax(1)))
+    assert row.uf1 == pytest.approx(uf1(store.index.label, ask_folds(found, np.arange(12), onset, apex).argmax(1)))
     assert row.frames == pytest.approx((store.index.apex - apex).abs().mean()) and row.moved == pytest.approx((store.index.apex != apex).mean()) and row.moved > 0
+
+
+def test_a_run_of_other_code_is_warned_about(tmp_path):
+    "Old runs averaged the mirror image without saying so in the model's settings: what they stored can't be had again."
+    run = tmp_path / "other"
+    shutil.copytree(finished_run(), run)
+    table = pd.read_parquet(run / "predictions.parquet")
+    table.assign(p_negative=table.p_negative + .05, p_positive=table.p_positive - .05).to_parquet(run / "predictions.parquet")
+    with pytest.warns(UserWarning, match="up to 0.05 off"): shift_sensitivity(small_store(), run, shares=(.2,), spotted=False, resamples=10, progress=False)
 
 
 def test_both_directions_are_their_mean(table):
@@ -172,4 +181,4 @@ def test_picture_and_text_hold_the_table(table):
 
 def test_a_module_without_training_is_asked_once_for_all_folds():
     data = pair_data(small_store(), open_finished(small_store(), finished_run()).config)
-    assert data.displacements.shape == (18, 1, 2, 64, 64)
+    assert data.displacements.shape == (12, 1, 2, 64, 64)
