@@ -19,13 +19,13 @@ from frl_dgt_nb.interpolation import read_sequence, sequence_store
 from frl_dgt_nb.loso import run_loso
 from frl_dgt_nb.model import PRESETS, ModelConfig
 from frl_dgt_nb.official import read_database
-from frl_dgt_nb.regions import crop_boxes, mirror_landmarks
+from frl_dgt_nb.regions import crop_boxes, face_boxes, mirror_landmarks
 from frl_dgt_nb.sampling import fold_generator
 from frl_dgt_nb.sequence import build_model, load_sequence, sequence_loss
 from frl_dgt_nb.sequencedata import SequenceData, known_sequences
 from frl_dgt_nb.settings import SEQUENCE_TRAIN_PRESETS, TRAIN_PRESETS, TrainConfig
 from frl_dgt_nb.store import FaceStore, prepare
-from frl_dgt_nb.training import check_fit, joint_loss, predict_test, train_fold
+from frl_dgt_nb.training import check_fit, fold_data, joint_loss, predict_test, train_fold
 
 SAMPLES = Path(__file__).parent.parent / "data_samples/frames/s03/c1"
 SMALL = ModelConfig(crop_size=10, patch=5, dim=16, heads=2, depth=1, full_size=15, dgm_size=16, dgm_width=4, dgm_depth=2, dropout=0.,
@@ -133,6 +133,15 @@ def test_a_mirroring_model_does_not_care_which_side_is_left(store, tmp_path, gui
     assert np.allclose(here, there, atol=1e-5)
     model.config = replace(model.config, mirror=False)
     assert np.abs(predict_test(model, ways[0]) - predict_test(model, ways[1])).max() > 1e-4
+
+
+@pytest.mark.parametrize("mirror, inner, boxes", [(True, 0, "grid"), (False, 1, "au")])
+def test_a_fold_is_made_as_the_settings_say(store, mirror, inner, boxes):
+    data = fold_data(store, "toy/01", replace(SEQ, boxes=boxes), replace(BRIEF, mirror=mirror, inner=inner, batch_size=3), 0, torch.device("cpu"))
+    assert isinstance(data, SequenceData) and (data.mirror, data.batch_size, len(data.inner), data.known) == (mirror, 3, 3 * inner, None)
+    assert torch.equal(data.boxes, face_boxes(torch.as_tensor(store.landmarks), 32, boxes)) and data.frames is not None
+    known = fold_data(store, "toy/01", GUIDED, FIXED, 0, torch.device("cpu"))
+    assert known.frames is None and torch.equal(known.known, known_sequences(store.path, store.settings["checksum"], 4))
 
 
 def test_joint_loss_is_that_of_the_sequence(store):
