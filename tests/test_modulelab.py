@@ -248,6 +248,7 @@ def test_step_and_reset(lab):
 
 
 def test_run_runs_until_paused_and_hears_the_sliders(lab):
+    lab.most = 10**9
     async def play():
         lab.controls["run"].click()
         await asyncio.sleep(.6)
@@ -255,7 +256,7 @@ def test_run_runs_until_paused_and_hears_the_sliders(lab):
         await asyncio.sleep(.6)
         assert lab.controls["run"].disabled and not lab.controls["pause"].disabled
         lab.controls["pause"].click()
-        await lab.task
+        await asyncio.wait_for(lab.task, 20)
         paused = lab.bench.trial.steps
         await asyncio.sleep(.4)
         return running, paused, lab.bench.trial.steps
