@@ -182,7 +182,7 @@ def freeze(
     box:ArrayLike, # (4,) x0,y0,x1,y1 in pixels (centres)
 ) -> tuple[Tensor, Tensor]: # apex and displacement in which nothing moves within the box
     "A pair whose region stands still."
-    x0, y0, x1, y1 = np.round(box).astype(int)
+    x0, y0, x1, y1 = np.round(box).astype(int).clip(-1) # a box beside the picture holds nothing
     inside = (..., slice(max(y0, 0), y1 + 1), slice(max(x0, 0), x1 + 1))
     apex, displacement = apex.clone(), displacement.clone()
     apex[inside], displacement[inside] = onset[inside], 0

@@ -153,6 +153,7 @@ def test_freezing_touches_the_box_and_nothing_else():
     assert still_apex[0, :, 3:8, 2:6].abs().max() == 0 and still_apex.sum() == 3 * (256 - 20)
     assert still_displacement.sum() == 2 * (256 - 20)
     assert apex.min() == 1 and displacement.min() == 1 # a copy was changed
+    for beside in ((-9, 3, -4, 7), (2, -9, 5, -4), (20, 3, 25, 7)): assert torch.equal(freeze(onset, apex, displacement, beside)[0], apex)
 
 
 def test_freezing_what_does_not_move_changes_no_answer(store):
