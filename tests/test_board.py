@@ -137,6 +137,18 @@ def test_a_fold_that_is_gone_is_forgotten(done, growing):
     assert watch.read() and len(watch.folds) == 1
 
 
+def test_a_fold_trained_again_is_read_again(done, growing):
+    watch, path = RunWatch(growing), fold_path(growing, subjects_of(done)[0])
+    fold = json.loads(path.read_text())
+    path.write_text(json.dumps(fold | {"labels": [(label + 1) % 3 for label in fold["labels"]]}))
+    assert watch.read() and list(watch.table.label) == [(label + 1) % 3 for label in fold["labels"]]
+
+
+def test_the_last_epoch_counts():
+    fold = {"subject_id": "a", "clip_ids": ["a/1"], "labels": [0], "probabilities": [[[.9, .1, 0]], [[.2, .1, .7]]]}
+    assert fold_rows(fold).iloc[0][["prediction", "confidence"]].tolist() == [2, .7]
+
+
 def test_nothing_is_written_or_locked(done, tmp_path):
     run = shutil.copytree(done, tmp_path / "run")
     before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run.rglob("*")}
