@@ -114,7 +114,7 @@ def run_table(
     run_rows(rows, out, names, write, progress)
     return score_rows(rows, out, paper_data)
 
-# %% ../nbs/45_experiments.ipynb #450020
+# %% ../nbs/45_experiments.ipynb #450021
 def preset_configs(preset:str, classes:int=3)->tuple[ModelConfig,TrainConfig]:
     "What a preset trains and how, for a scheme of classes"
     if preset not in PRESETS or preset == "flow": raise ValueError(f"there is no preset {preset!r} for experiments; choose from {', '.join(name for name in PRESETS if name != 'flow')}")
@@ -138,7 +138,7 @@ def run_table2(
     rows = table2_rows(store, *preset_configs(preset), flow, seed, progress=progress, **how)
     return run_table("table2", rows, out, "Table 2: FRL-DGT without one of its parts", [told(preset, seed, flow)], names, order_sections, progress=progress)
 
-# %% ../nbs/45_experiments.ipynb #450022
+# %% ../nbs/45_experiments.ipynb #450023
 IN_MINUTES = {"off-apexnet": dict(epochs=40), "ststnet": dict(epochs=400), "capsulenet": dict(epochs=24, batch_size=16, rate=1e-3), "rcn-a": dict(epochs=15, batch_size=16, rate=5e-3)} # for `tiny`: minutes, as in notebook 34
 CITED = {"GEME": (.740, .750), "MERSiamC3D": (.807, .799), "FeatRef": (.784, .783)} # the other rows of Table 1, UF1 and UAR
 NOTES = {"off-apexnet": "not in the paper's Table 1; figures of the challenge", "ststnet": "the paper's Table 1 has .761 for the UAR, which is a precision (notebook 30)"}
@@ -150,7 +150,7 @@ def baseline_row(name:str, store:FaceStore, flow:str, seed:int=0, steady:bool=Fa
     return Row(name + "-steady"*steady, BASELINES[name].what + "; drift of the head taken out"*steady, partial(run_baseline, store, name=name, resume=True, device=device, progress=progress, **how),
                partial(baseline_settings, store, name, **how), {} if steady else {"full": PUBLISHED[name]}, "; ".join(filter(None, [NOTES.get(name, ""), changed and f"brief: {changed}"])))
 
-# %% ../nbs/45_experiments.ipynb #450023
+# %% ../nbs/45_experiments.ipynb #450024
 def table1_rows(store:FaceStore, model_config:ModelConfig, train_config:TrainConfig, flow:str="tvl1", seed:int=0, brief:bool=False, device:str="auto", progress:bool=True, **how)->list[Row]:
     "Table 1: methods through the same folds; those that can't be run here are quoted"
     kinds = [(name, steady) for name, one in BASELINES.items() for steady in (False, True) if one.flow or not steady]
@@ -164,7 +164,7 @@ def run_table1(store:FaceStore, out:str|Path, preset:str="best", flow:str="tvl1"
     rows = table1_rows(store, *preset_configs(preset), flow, seed, preset == "tiny", progress=progress, **how)
     return run_table("table1", rows, out, "Table 1: methods on the same folds", [told(preset, seed, flow)], names, progress=progress)
 
-# %% ../nbs/45_experiments.ipynb #450025
+# %% ../nbs/45_experiments.ipynb #450026
 def table3_rows(store:FaceStore, sequences:FaceStore, classes:int=3, preset:str="best", seed:int=0, **how)->list[Row]:
     "Table 3 for one scheme of classes: pairs and sequences"
     model_config, train_config = preset_configs(preset, classes)
@@ -185,7 +185,7 @@ def run_table3(
     about = [told(preset, seed=seed), "Sequences: 10 frames from onset to offset; with the preset paper in batches of 5 (section 4.4), else in batches like the pairs."]
     return run_table("table3", rows, out, "Table 3: pairs and sequences", about, names, paper_data="CASME II", progress=progress)
 
-# %% ../nbs/45_experiments.ipynb #450027
+# %% ../nbs/45_experiments.ipynb #450028
 def run_sensitivity(store:FaceStore, out:str|Path, preset:str="best", seed:int=0, progress:bool=True, **how)->pd.DataFrame: # of `shift_sensitivity`
     "Section 4.4: M9 with onset and apex off by 10, 20 and 30 %, and with the apex spotted"
     run_rows([model_row("M9", "FRL-DGT", store, *preset_configs(preset), seed, progress=progress, **how)], out, progress=progress)
@@ -194,7 +194,7 @@ def run_sensitivity(store:FaceStore, out:str|Path, preset:str="best", seed:int=0
     write_page(out, "sensitivity", "Sensitivity to onset and apex", table, readable_sensitivity(table).reset_index(), plot_sensitivity(table), about)
     return table
 
-# %% ../nbs/45_experiments.ipynb #450028
+# %% ../nbs/45_experiments.ipynb #450029
 def run_figures(store:FaceStore, out:str|Path, preset:str="best", seed:int=0, progress:bool=True, **how)->pd.DataFrame: # of `agreement_table`
     "Figures 3, 4, 6, 7, 8 and 9 of M9, and whether its fusion weights tell what matters"
     run_rows([model_row("M9", "FRL-DGT", store, *preset_configs(preset), seed, progress=progress, **how)], out, progress=progress)
@@ -205,14 +205,14 @@ def run_figures(store:FaceStore, out:str|Path, preset:str="best", seed:int=0, pr
     write_page(out, "figures", "Do the weights tell what matters? And the figures", table, table.round(3), plot_occlusion(store, regions), about, [(*CAPTIONS[path.stem], path) for path in pictures])
     return table
 
-# %% ../nbs/45_experiments.ipynb #450031
+# %% ../nbs/45_experiments.ipynb #450032
 def row_names(name:str, preset:str="best", schemes:Sequence[int]=(3,))->list[str]:
     "Rows that an experiment can run; none for sensitivity and figures"
     configs = preset_configs(preset)
     made = {"table1": lambda: table1_rows(None, *configs), "table2": lambda: table2_rows(None, *configs), "table3": lambda: [row for classes in schemes for row in table3_rows(None, None, classes, preset)]}
     return [row.name for row in made[name]() if row.run] if name in made else []
 
-# %% ../nbs/45_experiments.ipynb #450033
+# %% ../nbs/45_experiments.ipynb #450034
 def run_experiment(
     name:str, # table1, table2, table3, sensitivity or figures
     stores:dict[int,FaceStore], # classes -> aligned faces; all but table3 take the first
