@@ -175,19 +175,21 @@ def load_magnifier(path:str|Path=WEIGHTS, # of `save_magnifier`; the shipped one
     net.load_state_dict({name: value.float() for name, value in state.items()})
     return net.to(device).eval().requires_grad_(False)
 
-# %% ../nbs/14_magnify.ipynb #140027
+# %% ../nbs/14_magnify.ipynb #140028
 @torch.no_grad()
 def magnify_learned(onset:Tensor, apex:Tensor, # (B,3,H,W) in [0,1]
-                    factor:float|Tensor, # 1 the apex, 0 the onset; trained up to 18
+                    factor:float|Tensor, # 1 the apex, 0 the onset; trained from 1.5 to 18
                     net:MagnificationNet|None=None, # None: `load_magnifier()`
                     ) -> Tensor: # (B,3,H,W) in [0,1]
-    "Learned magnification, of all that differs between the two; apply `still_head` before it where the head drifts."
+    "All that differs between the two, magnified: by the network from factor 2 on, below faded into the frames themselves. Apply `still_head` before it."
     check_frames(onset, apex, 4)
-    if (check_factor(factor, onset) < 0).any(): raise ValueError(f"got factor {factor}; the network has learnt factors from 0 on, for less take warp.magnify")
+    times = check_factor(factor, onset)
+    if (times < 0).any(): raise ValueError(f"got factor {factor}; the network has learnt factors from 0 on, for less take warp.magnify")
     net = load_magnifier(device=onset.device) if net is None else net
-    return net(onset.float(), apex.float(), factor).clamp(0, 1).to(onset.dtype)
+    plain = torch.lerp(onset, apex, times.clamp(max=1))
+    return torch.lerp(plain, net(onset.float(), apex.float(), factor).clamp(0, 1).to(onset.dtype), (times - 1).clamp(0, 1))
 
-# %% ../nbs/14_magnify.ipynb #140038
+# %% ../nbs/14_magnify.ipynb #140040
 @lru_cache(maxsize=1)
 def magnified_apexes(store_path:Path, # of a FaceStore
                      checksum:str, # of its clips: another store in the same place is another table
