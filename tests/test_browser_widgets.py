@@ -2,51 +2,58 @@
 import re
 import time
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
-from jupyter_page import ROOT, chromium, complaints, errors, jupyterlab, keep, needs_chromium, new_page, open_notebook, run_all
+from jupyter_page import chromium, complaints, errors, jupyterlab, keep, needs_chromium, new_page, open_notebook, run_all
 from widget_page import WidgetOnPage
 
 PANELS = {"module-lab": {"total": "xy", "parts": "x2y2", "error": "x3y3", "reconstruction": "x4y4", "rest": "x5y5", "displacement": "x6y6", "truth": "x7y7"},
           "fusion-view": {"without": "xy", "with": "x2y2", "crops": "x3y3", "heads": "x4y4", "regions": "x5y5", "bars": "x6y6"}}
+STORE = """import torch; torch.set_num_threads(1)
+from frl_dgt_nb.databases import read_folder
+from frl_dgt_nb.store import prepare
+store = prepare(read_folder("../data_samples"), "../runs/stores/data_samples", progress=False)"""
+LESSONS = {"module-lab": "from frl_dgt_nb.modulelab import ModuleLab\nModuleLab(store, clip='folder/s02/c1', apex='moved', times=2., noise=2.)",
+           "fusion-view": "from frl_dgt_nb.fusionview import FusionView\nfrom frl_dgt_nb.model import FRLDGT, PRESETS\ntorch.manual_seed(0)\nFusionView(store, FRLDGT(PRESETS['best']), clip='folder/s01/c2')"}
 pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    "What makes an address of a notebook's name, and a browser."
-    with jupyterlab(tmp_path_factory.mktemp("lab"), [ROOT / f"nbs/42_{name}.ipynb" for name in ("modulelab", "fusionview")]) as address, chromium() as page: yield address, page.context.browser
+    "What makes an address of a notebook's name, and a browser. The lessons themselves are run by test_browser_notebooks; here each widget has a notebook of two cells."
+    home = tmp_path_factory.mktemp("lab")
+    for name, cell in LESSONS.items(): nbformat.write(new_notebook(cells=[new_code_cell(STORE), new_code_cell(cell)], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}), home / f"{name}.ipynb")
+    with jupyterlab(home, [home / f"{name}.ipynb" for name in LESSONS]) as address, chromium() as page: yield address, page.context.browser
 
 
-def opened(browser, notebook, name):
-    "The widget of a notebook that has run from the top."
+def opened(browser, name):
+    "A widget in a notebook that has run from the top."
     address, chrome = browser
     page = new_page(chrome)
-    page.set_default_timeout(180_000)
-    open_notebook(page, address(f"42_{notebook}.ipynb"))
+    open_notebook(page, address(f"{name}.ipynb"))
     run_all(page, f"!!document.querySelector('.{name} .js-plotly-plot image')")
     page.keyboard.press("Escape")  # to command mode
+    page.set_default_timeout(60_000)
     return WidgetOnPage(page, name, PANELS[name])
 
 
 @pytest.fixture(scope="module")
 def lab(browser):
-    "Freshly reset: the cells of the lesson have played with it."
-    widget = opened(browser, "modulelab", "module-lab")
-    push(widget, "reset")
-    assert waits(lambda: steps_of(widget) == 0)
+    widget = opened(browser, "module-lab")
     yield widget
     widget.page.close()
 
 
 @pytest.fixture(scope="module")
 def view(browser):
-    widget = opened(browser, "fusionview", "fusion-view")
+    widget = opened(browser, "fusion-view")
     yield widget
     widget.page.close()
 
 
-def push(widget, label): widget.page.locator(f".{widget.name} button", has_text=re.compile(f"^{label}$")).first.click()
+def push(widget, label): widget.page.locator(f".{widget.name} button", has_text=re.compile(rf"^\s*{label}\s*$")).first.click()
 
 
 def steps_of(widget): # as the page tells it
