@@ -242,6 +242,8 @@ def test_controls(done, growing, store):
     add(done, growing, 5)
     board.controls["refresh"].click()
     assert board.controls["clips"].value == clip and board.inspector is inspector # a refresh disturbs nobody
+    board.controls["clips"].value = other = next(each for _, each in board.controls["clips"].options if each != clip)
+    assert board.inspector is inspector and inspector.seen.clip["clip_id"] == other
 
 
 def test_without_faces_a_click_is_answered_in_words(done):
