@@ -22,6 +22,6 @@ def check_notebook(lab, name):
     with open_tab(page, address, name):
         run_all(page)
         keep(page, f"notebook_{name.removesuffix('.ipynb')}")
-        assert not errors(page)
+        assert not (found := errors(page)), found[0][-2000:]
         assert not page.get_by_text(NO_WIDGET).count()
         assert not complaints(page)
