@@ -1,5 +1,6 @@
 """The page says what the run's files say, needs nothing else, and trusts no name."""
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -60,7 +61,8 @@ def test_page_needs_nothing_else(finished, page):
     text = finished[2].read_text(encoding="utf-8")
     assert page.fetched and all(source.startswith("data:image/png;base64,") for source in page.fetched)
     assert not {"script", "link", "iframe", "object", "embed", "video"} & set(page.tags)
-    assert "url(" not in text and "@import" not in text and "http" not in text
+    words = re.sub(r"base64,[\w+/=]+", "", text)  # a picture's letters may spell anything
+    assert len(words) < len(text) and "url(" not in words and "@import" not in words and "http" not in words
     assert len(text) < 5e6
 
 
