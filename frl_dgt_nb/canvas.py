@@ -96,7 +96,9 @@ def wheel_source(side:int=91) -> str:
     rgba = np.dstack([flow_colors(vectors, 1.)[..., ::-1], np.hypot(*vectors) <= 1]) * 255
     return "data:image/png;base64," + b64encode(cv2.imencode(".png", rgba.astype(np.uint8))[1].tobytes()).decode()
 
-def on(ax:str) -> dict: return dict(xaxis=f"x{ax}", yaxis=f"y{ax}") # the number of a panel, "" of the first
+def on(ax:str) -> dict: # the number of a panel, "" of the first
+    "Where a trace belongs."
+    return dict(xaxis=f"x{ax}", yaxis=f"y{ax}")
 
 def image_trace(name:str, ax:str) -> go.Image:
     "A picture, to be filled."

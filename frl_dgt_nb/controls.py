@@ -21,7 +21,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 # %% ../nbs/41_controls.ipynb #410005
-def sized(width:int) -> dict: return dict(layout=widgets.Layout(width=f"{width}px"), style={"description_width": "initial"}) # in pixels
+def sized(width:int) -> dict: # in pixels
+    "Settings of a control of that width, which leaves its description the room it needs."
+    return dict(layout=widgets.Layout(width=f"{width}px"), style={"description_width": "initial"})
 
 def choice(told:str, options:Sequence, width:int, **more) -> widgets.Dropdown:
     "One of many."

@@ -29,7 +29,9 @@ from .store import FaceStore
 # %% ../nbs/42_fusionview.ipynb #420005
 FULL, DARK = 4, 2.6 # times uniform (or a fourth part of it) where the colours end; doublings where they would be too dark to see a face
 
-def doublings(ratio:np.ndarray) -> np.ndarray: return np.log2(np.clip(np.nan_to_num(ratio, nan=1), 1 / FULL, FULL)) # any shape, 1: uniform -> 0: uniform
+def doublings(ratio:np.ndarray) -> np.ndarray: # any shape, 1: uniform -> 0: uniform
+    "How often a weight is twice what it would be without preference, as far as the colours go."
+    return np.log2(np.clip(np.nan_to_num(ratio, nan=1), 1 / FULL, FULL))
 
 def share_colors(ratio:np.ndarray, frame:np.ndarray) -> np.ndarray: # (H,W) NaN: nothing, (H,W,3) uint8 -> (H,W,3) uint8
     "Weights against uniform, with the face beneath."
@@ -100,7 +102,9 @@ def draw_faces(f:Fusions, figure:go.Figure) -> None:
         put(traces[f"{name} values"], z=np.zeros(told.shape, np.int8), text=told, customdata=values, hovertemplate=WHOLE if f.level == "full face" else PATCH)
         figure.layout.annotations[k].text = f"{FACES[name]}, {who(f)}"
 
-def who(f:Fusions) -> str: return "mean of the heads" if f.head == MEAN else f"head {f.head + 1}"
+def who(f:Fusions) -> str:
+    "Whose weights are shown."
+    return "mean of the heads" if f.head == MEAN else f"head {f.head + 1}"
 
 def draw_region(f:Fusions, figure:go.Figure) -> None:
     "The chosen region: its outline, its crops, and every head over its patches."

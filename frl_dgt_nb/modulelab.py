@@ -27,7 +27,9 @@ STOPS = {**dict.fromkeys(LOSSES, (0, .02, .05, .1, .2, .5, 1, 2, 5, 10, 20, 50))
          "times": (.1, .2, .5, 1, 2, 4, 8), "noise": (0, .5, 1, 2, 4, 8)} # of the sliders; a slider that goes evenly wastes its length, or has no zero
 SLICE = .25 # seconds of steps between two redraws
 
-def short(value:float) -> str: return f"{value:g}" if value >= .01 or not value else f"{value:.0e}".replace("e-0", "e-")
+def short(value:float) -> str:
+    "A number as a slider shows it."
+    return f"{value:g}" if value >= .01 or not value else f"{value:.0e}".replace("e-0", "e-")
 
 def lab_controls() -> dict[str, widgets.Widget]:
     "Every control, by name."
