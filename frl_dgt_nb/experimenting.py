@@ -20,7 +20,7 @@ def open_stores(data:Path, database:str, store:Path|None, out:Path, schemes:tupl
     return {classes: open_faces(data, database, place, classes) for classes, place in places.items()}
 
 def experiment(name:str, data:Path, database:Layout, out:Path, preset:Literal["tiny", "best", "paper"]="best",
-               rows:list[str]|None=None, flow:Literal["tvl1", "dis"]="tvl1", workers:PositiveInt=1, seed:NonNegativeInt=0, device:Device="auto", store:Path|None=None)->None:
+               rows:list[str]|None=None, flow:Literal["tvl1", "dis"]="tvl1", workers:PositiveInt=1, seed:NonNegativeInt=0, epochs:PositiveInt|None=None, device:Device="auto", store:Path|None=None)->None:
     """Make a table or the figures of the paper from runs of one's own; goes on where it was stopped.
 
     Args:
@@ -33,6 +33,7 @@ def experiment(name:str, data:Path, database:Layout, out:Path, preset:Literal["t
         flow: optical flow of the rows that have one; dis is the fast one
         workers: folds trained at once, each in a process
         seed: of all random numbers
+        epochs: of FRL-DGT instead of the preset's; 1 shows whether all of it runs, and how long it will take
         device: auto takes the GPU where there is one
         store: folder of the aligned faces; unless given, one in stores/ beside --out, shared by all runs on the same data
     """
@@ -42,5 +43,5 @@ def experiment(name:str, data:Path, database:Layout, out:Path, preset:Literal["t
     known = row_names(name, preset, schemes)
     if odd := [row for row in rows or () if row not in known]: raise ValueError(f"{name} has no row {', '.join(odd)}; " + (f"choose from {', '.join(known)}" if known else "leave out --rows"))
     stores = open_stores(data, database, store, out, schemes)
-    told, paths = run_experiment(name, stores, out, preset, flow, seed, rows, device=device, workers=workers)
+    told, paths = run_experiment(name, stores, out, preset, flow, seed, epochs, rows, device=device, workers=workers)
     print(told, *paths, sep="\n")

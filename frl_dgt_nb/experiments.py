@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IN_MINUTES', 'CITED', 'NOTES', 'choose_rows', 'check_rows', 'run_rows', 'model_row', 'table2_rows', 'order_sections',
-           'run_table', 'preset_configs', 'told', 'run_table2', 'baseline_row', 'table1_rows', 'run_table1',
+           'run_table', 'lasting', 'preset_configs', 'told', 'run_table2', 'baseline_row', 'table1_rows', 'run_table1',
            'table3_rows', 'run_table3', 'run_sensitivity', 'run_figures', 'row_names', 'run_experiment']
 
 # %% ../nbs/45_experiments.ipynb #450002
@@ -115,14 +115,18 @@ def run_table(
     return score_rows(rows, out, paper_data)
 
 # %% ../nbs/45_experiments.ipynb #450021
-def preset_configs(preset:str, classes:int=3)->tuple[ModelConfig,TrainConfig]:
-    "What a preset trains and how, for a scheme of classes"
-    if preset not in PRESETS or preset == "flow": raise ValueError(f"there is no preset {preset!r} for experiments; choose from {', '.join(name for name in PRESETS if name != 'flow')}")
-    return replace(PRESETS[preset], classes=classes), TRAIN_PRESETS[preset]
+def lasting(config:TrainConfig, epochs:int|None)->TrainConfig:
+    "The same training in so many epochs; None: as it is"
+    return replace(config, epochs=epochs) if epochs else config
 
-def told(preset:str, seed:int, flow:str="")->str:
+def preset_configs(preset:str, classes:int=3, epochs:int|None=None)->tuple[ModelConfig,TrainConfig]:
+    "What a preset trains and how, for a scheme of classes; in so many epochs, if that is said"
+    if preset not in PRESETS or preset == "flow": raise ValueError(f"there is no preset {preset!r} for experiments; choose from {', '.join(name for name in PRESETS if name != 'flow')}")
+    return replace(PRESETS[preset], classes=classes), lasting(TRAIN_PRESETS[preset], epochs)
+
+def told(preset:str, seed:int, epochs:int|None=None, flow:str="")->str:
     "The settings of an experiment, for its page"
-    return f"Preset {preset}, seed {seed}{f', optical flow {flow}' * bool(flow)}. Every row: leave one subject out, the same folds, the last epoch."
+    return f"Preset {preset}{f', epochs {epochs}' * bool(epochs)}, seed {seed}{f', optical flow {flow}' * bool(flow)}. Every row: leave one subject out, the same folds, the last epoch."
 
 def run_table2(
     store:FaceStore, # aligned faces
@@ -130,13 +134,14 @@ def run_table2(
     preset:str="best", # tiny, best or paper
     flow:str="tvl1", # tvl1 or dis
     seed:int=0, # of everything random
+    epochs:int|None=None, # instead of the preset's
     names:Sequence[str]|None=None, # rows to run; None: all
     progress:bool=True, # show bars
     **how, # device, workers, threads of `run_loso`
 )->pd.DataFrame: # of `score_rows`
     "Table 2: FRL-DGT, and what is left of it without one part"
-    rows = table2_rows(store, *preset_configs(preset), flow, seed, progress=progress, **how)
-    return run_table("table2", rows, out, "Table 2: FRL-DGT without one of its parts", [told(preset, seed, flow)], names, order_sections, progress=progress)
+    rows = table2_rows(store, *preset_configs(preset, epochs=epochs), flow, seed, progress=progress, **how)
+    return run_table("table2", rows, out, "Table 2: FRL-DGT without one of its parts", [told(preset, seed, epochs, flow)], names, order_sections, progress=progress)
 
 # %% ../nbs/45_experiments.ipynb #450023
 IN_MINUTES = {"off-apexnet": dict(epochs=40), "ststnet": dict(epochs=400), "capsulenet": dict(epochs=24, batch_size=16, rate=1e-3), "rcn-a": dict(epochs=15, batch_size=16, rate=5e-3)} # for `tiny`: minutes, as in notebook 34
@@ -159,49 +164,49 @@ def table1_rows(store:FaceStore, model_config:ModelConfig, train_config:TrainCon
     rows += [Row(name, "quoted", paper={"full": figures}, note=f"needs other data: {why}") for name, (*figures, why) in ELSEWHERE.items()]
     return rows + [model_row("M9", "FRL-DGT", store, model_config, train_config, seed, TABLE2["M9"], device=device, progress=progress, **how)]
 
-def run_table1(store:FaceStore, out:str|Path, preset:str="best", flow:str="tvl1", seed:int=0, names:Sequence[str]|None=None, progress:bool=True, **how)->pd.DataFrame:
+def run_table1(store:FaceStore, out:str|Path, preset:str="best", flow:str="tvl1", seed:int=0, epochs:int|None=None, names:Sequence[str]|None=None, progress:bool=True, **how)->pd.DataFrame:
     "Table 1: methods through the same folds as FRL-DGT; parameters as for `run_table2`"
-    rows = table1_rows(store, *preset_configs(preset), flow, seed, preset == "tiny", progress=progress, **how)
-    return run_table("table1", rows, out, "Table 1: methods on the same folds", [told(preset, seed, flow)], names, progress=progress)
+    rows = table1_rows(store, *preset_configs(preset, epochs=epochs), flow, seed, preset == "tiny", progress=progress, **how)
+    return run_table("table1", rows, out, "Table 1: methods on the same folds", [told(preset, seed, epochs, flow)], names, progress=progress)
 
 # %% ../nbs/45_experiments.ipynb #450026
-def table3_rows(store:FaceStore, sequences:FaceStore, classes:int=3, preset:str="best", seed:int=0, **how)->list[Row]:
+def table3_rows(store:FaceStore, sequences:FaceStore, classes:int=3, preset:str="best", seed:int=0, epochs:int|None=None, **how)->list[Row]:
     "Table 3 for one scheme of classes: pairs and sequences"
-    model_config, train_config = preset_configs(preset, classes)
+    model_config, train_config = preset_configs(preset, classes, epochs)
     names = ["M9" if classes == 3 else f"FRL-DGT-{classes}", f"FRL-DGT-S-{classes}"]
     paper = lambda method: {"full": TABLE3[method][classes]} if classes in TABLE3[method] else {}
     rows = [model_row(names[0], f"pairs, {classes} classes", store, model_config, train_config, seed, paper("FRL-DGT"), **how),
-            model_row(names[1], f"sequences of 10 frames, {classes} classes", sequences, replace(SEQUENCE_PRESETS[preset], classes=classes), SEQUENCE_TRAIN_PRESETS[preset], seed, paper("FRL-DGT-S"), names[0], **how)]
+            model_row(names[1], f"sequences of 10 frames, {classes} classes", sequences, replace(SEQUENCE_PRESETS[preset], classes=classes), lasting(SEQUENCE_TRAIN_PRESETS[preset], epochs), seed, paper("FRL-DGT-S"), names[0], **how)]
     if classes == 3: rows = [replace(row, note="the paper has 4 and 5 classes; these data are read with 3") for row in rows]
     return rows + [Row(f"{name}-{classes}", "quoted: a method of sequences", paper=paper(name), note="not implemented here") for name in ("STRCN-A", "ELRCN") if paper(name)]
 
 def run_table3(
     stores:dict[int,FaceStore], # classes -> aligned faces
-    out:str|Path, preset:str="best", seed:int=0, names:Sequence[str]|None=None, progress:bool=True, **how, # as for `run_table2`
+    out:str|Path, preset:str="best", seed:int=0, epochs:int|None=None, names:Sequence[str]|None=None, progress:bool=True, **how, # as for `run_table2`
 )->pd.DataFrame: # of `score_rows`
     "Table 3: onset and apex, or ten frames"
     sequences = {classes: sequence_store(store, Path(f"{store.path}-10frames"), progress=progress) for classes, store in stores.items()}
-    rows = [row for classes, store in stores.items() for row in table3_rows(store, sequences[classes], classes, preset, seed, progress=progress, **how)]
-    about = [told(preset, seed=seed), "Sequences: 10 frames from onset to offset; with the preset paper in batches of 5 (section 4.4), else in batches like the pairs."]
+    rows = [row for classes, store in stores.items() for row in table3_rows(store, sequences[classes], classes, preset, seed, epochs, progress=progress, **how)]
+    about = [told(preset, seed, epochs), "Sequences: 10 frames from onset to offset; with the preset paper in batches of 5 (section 4.4), else in batches like the pairs."]
     return run_table("table3", rows, out, "Table 3: pairs and sequences", about, names, paper_data="CASME II", progress=progress)
 
 # %% ../nbs/45_experiments.ipynb #450028
-def run_sensitivity(store:FaceStore, out:str|Path, preset:str="best", seed:int=0, progress:bool=True, **how)->pd.DataFrame: # of `shift_sensitivity`
+def run_sensitivity(store:FaceStore, out:str|Path, preset:str="best", seed:int=0, epochs:int|None=None, progress:bool=True, **how)->pd.DataFrame: # of `shift_sensitivity`
     "Section 4.4: M9 with onset and apex off by 10, 20 and 30 %, and with the apex spotted"
-    run_rows([model_row("M9", "FRL-DGT", store, *preset_configs(preset), seed, progress=progress, **how)], out, progress=progress)
+    run_rows([model_row("M9", "FRL-DGT", store, *preset_configs(preset, epochs=epochs), seed, progress=progress, **how)], out, progress=progress)
     table = shift_sensitivity(store, Path(out) / "M9", journal=Path(out) / "spotted.jsonl", progress=progress)
-    about = [told(preset, seed=seed), "The trained models are tested with other frames. The paper's figures for shifts are on CASME II (paper), those for spotted apexes on " + COMPOSITE + " (paper): other data than ours."]
+    about = [told(preset, seed, epochs), "The trained models are tested with other frames. The paper's figures for shifts are on CASME II (paper), those for spotted apexes on " + COMPOSITE + " (paper): other data than ours."]
     write_page(out, "sensitivity", "Sensitivity to onset and apex", table, readable_sensitivity(table).reset_index(), plot_sensitivity(table), about)
     return table
 
 # %% ../nbs/45_experiments.ipynb #450029
-def run_figures(store:FaceStore, out:str|Path, preset:str="best", seed:int=0, progress:bool=True, **how)->pd.DataFrame: # of `agreement_table`
+def run_figures(store:FaceStore, out:str|Path, preset:str="best", seed:int=0, epochs:int|None=None, progress:bool=True, **how)->pd.DataFrame: # of `agreement_table`
     "Figures 3, 4, 6, 7, 8 and 9 of M9, and whether its fusion weights tell what matters"
-    run_rows([model_row("M9", "FRL-DGT", store, *preset_configs(preset), seed, progress=progress, **how)], out, progress=progress)
+    run_rows([model_row("M9", "FRL-DGT", store, *preset_configs(preset, epochs=epochs), seed, progress=progress, **how)], out, progress=progress)
     pictures = [path for path in write_figures(store, Path(out) / "M9", Path(out) / "figures", progress) if path.suffix == ".png"]
     regions = occlusion_table(store, Path(out) / "M9", progress=progress)
     table = agreement_table(regions).rename_axis("what explains the effect of freezing a region").reset_index()
-    about = [told(preset, seed=seed), "Mean rank correlation over the nine regions of how much freezing a region changes the answer with what might explain it; 95 % interval by resampling subjects. The figures of the paper, made from these runs, follow."]
+    about = [told(preset, seed, epochs), "Mean rank correlation over the nine regions of how much freezing a region changes the answer with what might explain it; 95 % interval by resampling subjects. The figures of the paper, made from these runs, follow."]
     write_page(out, "figures", "Do the weights tell what matters? And the figures", table, table.round(3), plot_occlusion(store, regions), about, [(*CAPTIONS[path.stem], path) for path in pictures])
     return table
 
@@ -217,12 +222,12 @@ def run_experiment(
     name:str, # table1, table2, table3, sensitivity or figures
     stores:dict[int,FaceStore], # classes -> aligned faces; all but table3 take the first
     out:str|Path, # folder of the runs and of the table
-    preset:str="best", flow:str="tvl1", seed:int=0, # of every row
+    preset:str="best", flow:str="tvl1", seed:int=0, epochs:int|None=None, # of every row; None: the preset's
     names:Sequence[str]|None=None, # rows to run; None: all
     **how, # device, workers, threads, progress
 )->tuple[str,list[Path]]: # what to print, and the files
     "An experiment by its name"
-    store, common = next(iter(stores.values())), dict(preset=preset, seed=seed) | how
+    store, common = next(iter(stores.values())), dict(preset=preset, seed=seed, epochs=epochs) | how
     made = {"table1": lambda: run_table1(store, out, flow=flow, names=names, **common), "table2": lambda: run_table2(store, out, flow=flow, names=names, **common),
             "table3": lambda: run_table3(stores, out, names=names, **common), "sensitivity": lambda: run_sensitivity(store, out, **common), "figures": lambda: run_figures(store, out, **common)}
     if name not in made: raise ValueError(f"there is no experiment {name!r}; choose from {', '.join(made)}")

@@ -144,11 +144,12 @@ def plot_rows(table:pd.DataFrame)->Figure:
     figure = Figure(figsize=(10, 1.4 + .34*len(table)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     plot_interval(left, table, "uf1", "ours, 95 % by subject")
-    left.plot(table.paper_uf1, range(len(table)), "D", markerfacecolor="none", color=ORANGE, zorder=3, label="paper, other data")
+    if table.paper_uf1.notna().any(): left.plot(table.paper_uf1, range(len(table)), "D", markerfacecolor="none", color=ORANGE, zorder=3, label="paper, other data")
     left.set(xlabel="UF1"), left.legend(loc="lower center", bbox_to_anchor=(.5, 1), ncols=2, frameon=False)
     plot_interval(right, table, "difference")
     right.axvline(0, color=".3", linewidth=1, linestyle="--")
     right.set(xlabel=f"UF1 minus that of {', '.join(table.against.dropna().unique()) or '... (none yet)'}, same clips")
+    for ax in (left, right): ax.locator_params(axis="x", nbins=6)
     return figure
 
 # %% ../nbs/44_tables.ipynb #440028

@@ -272,3 +272,14 @@ def test_sensitivity_and_figures_ask_m9(store, tmp_path, toys, monkeypatch):
     monkeypatch.setattr(experiments, "plot_occlusion", lambda store, table: None)
     said, paths = run_experiment("figures", {3: store}, tmp_path, "tiny", **HOW)
     assert set(asked.values()) == {tmp_path / "M9"} and b64encode(b"\x89PNG8").decode() in paths[1].read_text() and "weight" in said and pd.read_csv(paths[0]).value.tolist() == [.1]
+
+
+def test_fewer_epochs_everywhere(store, tmp_path, toys):
+    "Pairs and sequences; the page says so, and a run with others isn't mixed with these."
+    TRAIN_PRESETS["tiny"], SEQUENCE_TRAIN_PRESETS["tiny"] = replace(BRIEF, epochs=3), replace(BRIEF, epochs=3, apex_jitter=0) # `toys` takes it back
+    shutil.copytree(store.path, tmp_path / "store")
+    said, paths = run_experiment("table3", {3: FaceStore(tmp_path / "store")}, tmp_path / "out", "tiny", epochs=1, **HOW)
+    for row in ("M9", "FRL-DGT-S-3"): assert json.loads((tmp_path / "out" / row / "config.json").read_text())["train"]["epochs"] == 1
+    assert "Preset tiny, epochs 1, seed 0" in paths[1].read_text()
+    for name in ("table1", "table2", "table3", "sensitivity", "figures"):
+        with pytest.raises(ValueError, match="epochs.*choose another --out"): run_experiment(name, {3: FaceStore(tmp_path / "store")}, tmp_path / "out", "tiny", names=["M9"] if "table" in name else None, epochs=2, **HOW)
