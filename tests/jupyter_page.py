@@ -28,7 +28,8 @@ LEFT_OUT = ("#| slow", "#| cuda", "#| eval: false")
 STDERR, TRACEBACK = '[data-mime-type="application/vnd.jupyter.stderr"]', re.compile(r"Traceback \(most recent call last\)|SyntaxError|IndentationError") # JupyterLab shows errors as it shows stderr
 PROMPTS = "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent.trim())"
 
-needs_chromium = pytest.mark.skipif(not CHROMIUM or sync_playwright is None, reason="no chromium")
+READY = bool(CHROMIUM and sync_playwright)
+needs_chromium = pytest.mark.skipif(not READY, reason="no chromium")
 
 
 def free_port() -> int:
