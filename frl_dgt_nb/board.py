@@ -16,7 +16,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
-from .canvas import BLUE, GREY, LAYOUT, ORANGE, put, titles_of
+from .canvas import BLUE, GREY, LAYOUT, ORANGE, WIDTH, put, titles_of
 from .controls import Panel, button, choice, find_row
 from .inspection import names_of
 from .inspector import DisplacementInspector
@@ -45,7 +45,7 @@ def blank_board(widget:bool=True) -> go.Figure: # a FigureWidget, or for tests a
         name=name, xaxis=f"x{ax}", yaxis=f"y{ax}", mode=mode, line=dict(color=color, width=width), marker_size=4, hovertemplate=told(what), **more)
     bar = dict(type="data", symmetric=False, thickness=2, width=5)
     traces = [line("folds", "", GREY, "%{text}, epoch %{x}", .8, "lines", opacity=.7), line("mean", "", BLUE, "mean of the folds, epoch %{x}"),
-              line("UAR", "2", ORANGE, "UAR after %{x} folds", 1.5), line("UF1", "2", BLUE, "UF1 after %{x} folds", error_y=bar),
+              line("UAR", "2", ORANGE, "UAR after %{x} folds", 1.5), line("UF1", "2", BLUE, "UF1 after %{x} folds"), line("interval", "2", BLUE, "UF1 after %{x} folds", error_y=bar),
               go.Heatmap(name="confusion", xaxis="x3", yaxis="y3", colorscale="Blues", zmin=0, zmax=1, showscale=False, xgap=2, ygap=2, texttemplate="%{text}",
                          hovertemplate="true %{y}, predicted %{x}<extra></extra>")]
     figure = (go.FigureWidget if widget else go.Figure)(traces, LAYOUT | board_axes() | dict(height=270, margin=dict(l=48, r=8, t=24, b=40), annotations=titles_of(PLACES)))
@@ -75,10 +75,9 @@ def draw_losses(traces:dict, curves:dict[str, list[float]]) -> None:
 def draw_scores(watch:RunWatch, found:dict, traces:dict) -> None: # found: of `so_far`
     "The pooled scores and the interval at their end, and who is taken for what."
     path, names, (value, low, high) = score_path(watch), names_of(watch.classes), found["uf1"]
-    ends = np.full((2, len(path["uf1"])), np.nan)
-    ends[:, -1] = high - value, value - low
-    for name in ("UF1", "UAR"): put(traces[name], x=np.arange(1., ends.shape[1] + 1), y=path[name.lower()])
-    put(traces["UF1"].error_y, array=ends[0], arrayminus=ends[1])
+    folds = np.arange(1., len(path["uf1"]) + 1)
+    for name in ("UF1", "UAR"): put(traces[name], x=folds, y=path[name.lower()])
+    put(traces["interval"], x=folds[-1:], y=[value], error_y=dict(array=[high - value], arrayminus=[value - low]), visible=bool(np.isfinite(low))) # on its own: a page draws a bar that is None as one of no length
     matrix = np.array(found["confusion"])
     share = matrix / matrix.sum(1, keepdims=True).clip(1)
     traces["confusion"].update(x=names, y=names, z=share.round(4).tolist(), text=[[f"{n}<br>{part:.0%}" for n, part in zip(*row)] for row in zip(matrix, share)])
@@ -141,8 +140,9 @@ class LosoBoard(Panel):
         if not every > 0: raise ValueError(f"got every={every}, want seconds above zero")
         self.watch, self.figure, self.every, self.out, self.inspector, self.task, self.state = RunWatch(run, store), blank_board(), every, out, None, None, None
         super().__init__(board_controls())
-        self.below = widgets.VBox()
-        self.children = (*self.children, self.below)
+        half = widgets.Layout(flex=f"1 1 {WIDTH + 20}px", min_width="min-content") # beside each other where both find room, else one below the other
+        self.beside = widgets.VBox(layout=half)
+        self.children = [widgets.HBox([widgets.VBox(self.children, layout=half), self.beside], layout=widgets.Layout(flex_flow="row wrap"))]
         self.listen()
         self.refresh()
         if not self.watch.report: self.controls["live"].value = True
@@ -183,13 +183,13 @@ class LosoBoard(Panel):
         if points.xs: self.controls["cell"].value = len(names) * names.index(points.ys[0]) + names.index(points.xs[0])
 
     def open_clip(self) -> None:
-        "The chosen clip in an inspector below."
+        "The chosen clip in an inspector beside, or on a narrow screen below."
         if (clip := self.controls["clips"].value) is None: return
         if self.watch.store is None: raise ValueError("to open a clip the faces are needed: LosoBoard(run, store=...), or frl-dgt board RUN --store ...")
         self.status.value = ""
         if self.inspector is None: self.inspector = self.judge(clip)
         self.inspector.show_clip(find_row(self.watch.store.index, clip))
-        self.below.children = (self.inspector,)
+        self.beside.children = (self.inspector,)
 
     def judge(self, clip:str) -> DisplacementInspector:
         "With the model of the clip's fold if it is one that the inspector understands, else the motion alone."

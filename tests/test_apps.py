@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -21,14 +22,14 @@ from hypothesis import given, strategies as st
 from frl_dgt_nb import apps
 from frl_dgt_nb.apps import announce, app_notebook, call, store_of
 from frl_dgt_nb.cli import main
+from frl_dgt_nb.databases import read_folder
 from frl_dgt_nb.folds import fold_path
 from frl_dgt_nb.loso import run_loso
-from frl_dgt_nb.model import ModelConfig
-from frl_dgt_nb.training import TrainConfig
+from frl_dgt_nb.settings import TRAIN_PRESETS
+from frl_dgt_nb.store import prepare
 from jupyter_page import PATIENCE, ROOT, chromium, complaints, free_port, keep, needs_chromium, new_page
 from toy_store import toy_store
 
-SMALL = ModelConfig(crop_size=4, patch=2, dim=4, heads=1, depth=1, full_size=4, dgm_size=8, dgm_width=1, dgm_depth=1)
 SHELL = [sys.executable, "-c", "import sys; from frl_dgt_nb.cli import main; sys.exit(main())"]
 
 
@@ -36,8 +37,10 @@ SHELL = [sys.executable, "-c", "import sys; from frl_dgt_nb.cli import main; sys
 def home(tmp_path_factory):
     "A run, and its faces where `loso` would have put them."
     home = tmp_path_factory.mktemp("home")
-    store = toy_store(home / "stores/toy", subjects=4, size=64)
-    run_loso(store, home / "run", model_config=SMALL, train_config=TrainConfig(epochs=2, batch_size=4, pairs=3), device="cpu", threads=1, progress=False)
+    samples = read_folder(ROOT / "data_samples")
+    few = [clip for clip in samples.clips if clip.subject < "s05" and clip.name in ("c1", "c2", "c4")]
+    store = prepare(replace(samples, clips=few), home / "stores/faces", progress=False)
+    run_loso(store, home / "samples", "best", train_config=replace(TRAIN_PRESETS["best"], epochs=8, apex_jitter=0), device="cpu", threads=1, progress=False)
     return home
 
 
@@ -63,17 +66,17 @@ def test_any_path_and_text_arrives_as_it_is(path, text):
 
 def test_without_voila_one_line_says_how_to_get_it(home, monkeypatch, capsys, served):
     monkeypatch.setattr(apps, "find_spec", lambda name: None)
-    for command in (["board", str(home / "run")], ["inspect", str(home / "stores/toy")]):
+    for command in (["board", str(home / "samples")], ["inspect", str(home / "stores/faces")]):
         assert main(command) == 2
         assert capsys.readouterr().err.strip().splitlines() == ["frl-dgt: Voila is not installed, which makes a page of a notebook; pip install 'frl-dgt-nb[lab]'"]
     assert not served
 
 
 @pytest.mark.parametrize("command, words", [
-    ("board {home}/nowhere", "holds no run"), ("board {home}/stores/toy", "holds no run"), ("board {home}/run --store {home}/nowhere", "no folder"),
-    ("board {home}/run --store {other}", "other clips"), ("inspect {home}/nowhere", "nowhere"), ("inspect {home}/run", "clips.csv"),
-    ("inspect {home}/stores/toy --run {home}/stores", "holds no run"), ("inspect {other} --run {home}/run", "other clips"),
-    ("inspect {home}/nowhere --database samm", "nowhere"), ("board {home}/run --port 0", "above 0"), ("inspect {home}/stores/toy --database flow", "--database"), ("board", "run")])
+    ("board {home}/nowhere", "holds no run"), ("board {home}/stores/faces", "holds no run"), ("board {home}/samples --store {home}/nowhere", "no folder"),
+    ("board {home}/samples --store {other}", "other clips"), ("inspect {home}/nowhere", "nowhere"), ("inspect {home}/samples", "clips.csv"),
+    ("inspect {home}/stores/faces --run {home}/stores", "holds no run"), ("inspect {other} --run {home}/samples", "other clips"),
+    ("inspect {home}/nowhere --database samm", "nowhere"), ("board {home}/samples --port 0", "above 0"), ("inspect {home}/stores/faces --database flow", "--database"), ("board", "run")])
 def test_what_is_wrong_is_said_before_the_server_starts(home, tmp_path, served, capsys, command, words):
     toy_store(tmp_path / "other", seed=1, size=64)
     assert main(command.format(home=home, other=tmp_path / "other").split()) == 2
@@ -83,17 +86,17 @@ def test_what_is_wrong_is_said_before_the_server_starts(home, tmp_path, served, 
 
 def test_what_is_served(home, served, monkeypatch):
     monkeypatch.chdir(home)
-    assert main(["board", "run"]) == main(["board", "run", "--port", "9000", "--host", "0.0.0.0", "--no-token", "--no-browser"]) == 0
-    assert served[0] == ("board", "Run run", f"from frl_dgt_nb.board import LosoBoard\nLosoBoard({str(home / 'run')!r}, store={str(home / 'stores/toy')!r}, out={str(home)!r})", "localhost", 8866, True, True)
+    assert main(["board", "samples"]) == main(["board", "samples", "--port", "9000", "--host", "0.0.0.0", "--no-token", "--no-browser"]) == 0
+    assert served[0] == ("board", "Run samples", f"from frl_dgt_nb.board import LosoBoard\nLosoBoard({str(home / 'samples')!r}, store={str(home / 'stores/faces')!r}, out={str(home)!r})", "localhost", 8866, True, True)
     assert served[1][3:] == ("0.0.0.0", 9000, False, False)
-    assert main(["inspect", "stores/toy", "--run", "run"]) == main(["inspect", "stores/toy"]) == 0
-    assert served[2][2].splitlines()[1] == f"DisplacementInspector({str(home / 'run')!r}, store={str(home / 'stores/toy')!r}, out={str(home)!r})"
-    assert served[3][2].splitlines()[1] == f"DisplacementInspector({str(home / 'stores/toy')!r}, out={str(home)!r})"
+    assert main(["inspect", "stores/faces", "--run", "samples"]) == main(["inspect", "stores/faces"]) == 0
+    assert served[2][2].splitlines()[1] == f"DisplacementInspector({str(home / 'samples')!r}, store={str(home / 'stores/faces')!r}, out={str(home)!r})"
+    assert served[3][2].splitlines()[1] == f"DisplacementInspector({str(home / 'stores/faces')!r}, out={str(home)!r})"
 
 
 def test_the_store_of_a_run(home, tmp_path):
-    assert store_of(home / "run") == home / "stores/toy"
-    shutil.copytree(home / "run", tmp_path / "run")
+    assert store_of(home / "samples") == home / "stores/faces"
+    shutil.copytree(home / "samples", tmp_path / "run")
     toy_store(tmp_path / "stores/other", seed=1, size=64)
     assert store_of(tmp_path / "run") is None and store_of(tmp_path / "nothing") is None
 
@@ -132,7 +135,7 @@ def server(home):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port := free_port()))
         taken.listen()
-        process = subprocess.Popen([*SHELL, "board", "run", "--no-browser", "--port", str(port)], cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        process = subprocess.Popen([*SHELL, "board", "samples", "--no-browser", "--port", str(port)], cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                    env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
         told = []
         while not re.match("http", told[-1] if told else ""):
@@ -176,6 +179,12 @@ def test_only_this_machine_and_nobody_reads_the_token(server):
     assert word not in Path(f"/proc/{process.pid}/cmdline").read_text()
 
 
+OUTSIDE = """([width, height]) => [...document.querySelectorAll('.loso-board, .loso-board .jupyter-widgets, .loso-board .main-svg')].filter(node => {
+    const box = node.getBoundingClientRect();
+    return box.width * box.height && (box.left < 0 || box.top < 0 || box.right > width || box.bottom > height || node.matches('.widget-box') && node.scrollWidth > node.clientWidth + 1);
+}).map(node => [node.getAttribute('class'), JSON.stringify(node.getBoundingClientRect())])""" # the window, or scrolled out of a box that is too narrow
+
+
 def ours(complaints):
     "Voila loads whatever extension of JupyterLab is installed; those of others may not work in it."
     return [text for text in complaints if not re.search(r"voila/labextensions/(?!anywidget|@jupyter-widgets)", text)]
@@ -192,14 +201,16 @@ def test_the_board_as_a_page(server, home):
         assert "4 of 4 folds" in page.locator(".loso-board").first.inner_text()
         assert figure.locator(".scatterlayer .trace .js-line").count() >= 3
         keep(page, "board_1280x800")
-        box = page.locator(".loso-board").first.bounding_box()
-        assert box["x"] >= 0 and box["x"] + box["width"] <= 1280 and box["y"] + box["height"] <= 800
+        assert not page.evaluate(OUTSIDE, [1280, 800])
         page.locator(".loso-board select").nth(1).select_option(index=0)
         page.wait_for_selector(".displacement-inspector .js-plotly-plot image")
+        corner = lambda name: page.locator(name).first.bounding_box()
+        assert corner(".displacement-inspector")["y"] > corner(".loso-board .js-plotly-plot")["y"] + 270 and not page.evaluate(OUTSIDE, [1280, 1600]) # below
         page.set_viewport_size({"width": 1920, "height": 1080})
         page.wait_for_timeout(1000)
         keep(page, "board_1920x1080")
-        gone = fold_path(home / "run", "toy/02")
+        assert corner(".displacement-inspector")["x"] > corner(".loso-board .js-plotly-plot")["x"] + 846 and not page.evaluate(OUTSIDE, [1920, 1080]) # beside
+        gone = fold_path(home / "samples", "folder/s02")
         gone.rename(gone.with_suffix(".away"))
         page.get_by_role("button", name="refresh").first.click()
         page.get_by_text("3 of 4 folds").first.wait_for()

@@ -194,7 +194,8 @@ def test_what_is_drawn(done):
     after = [uf1(*rows[rows.subject_id.isin([fold["subject_id"] for fold in folds[:k]])][["label", "prediction"]].to_numpy().T) for k in range(1, 6)]
     assert np.allclose(traces["UF1"].y, after, atol=1e-4)
     value, low, high = so_far(watch)["uf1"]
-    assert np.allclose([traces["UF1"].error_y.array[-1], traces["UF1"].error_y.arrayminus[-1]], [high - value, value - low], atol=1e-4) and traces["UF1"].error_y.array[0] is None
+    now = traces["interval"]
+    assert np.allclose([now.x[0], now.y[0], now.error_y.array[0], now.error_y.arrayminus[0]], [5, value, high - value, value - low], atol=1e-4) and now.visible and len(now.x) == 1
     counts = [[int(text.split("<br>")[0]) for text in row] for row in traces["confusion"].text]
     assert counts == so_far(watch)["confusion"]
     assert len(board_still(watch).axes[0].lines) == 5
@@ -236,7 +237,7 @@ def test_controls(done, growing, store):
     board.controls["cell"].value = -1
     clip = board.controls["clips"].options[1][1]
     board.controls["clips"].value = clip
-    assert board.inspector.seen.clip["clip_id"] == clip and board.below.children == (board.inspector,)
+    assert board.inspector.seen.clip["clip_id"] == clip and board.beside.children == (board.inspector,)
     assert board.inspector.seen.view.model is not None # of the clip's fold
     inspector = board.inspector
     add(done, growing, 5)
@@ -249,7 +250,7 @@ def test_controls(done, growing, store):
 def test_without_faces_a_click_is_answered_in_words(done):
     board = LosoBoard(done)
     board.controls["clips"].value = board.controls["clips"].options[0][1]
-    assert "store=" in board.status.value and not board.below.children
+    assert "store=" in board.status.value and not board.beside.children
 
 
 def test_a_baseline(store, tmp_path):
