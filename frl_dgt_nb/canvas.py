@@ -138,8 +138,10 @@ def titles_of(panels:dict[str, tuple]) -> list[dict]:
 def blank_figure(size:int=256, widget:bool=True, scale:float=1.) -> go.Figure: # a FigureWidget, or for tests and files a Figure
     "The inspector's figure, to be filled by `fill`."
     layout = axes_of(size) | LAYOUT | dict(
-        width=WIDTH * scale, height=HEIGHT * scale, barmode="group", bargap=.25, annotations=[*titles_of(PANELS), note(.825, .77, xanchor="center", font_size=11, yanchor="top")],
-        images=[dict(source=wheel_source(), xref="paper", yref="paper", x=.785, y=1, sizex=.09, sizey=.21, sizing="contain")],
+        width=WIDTH * scale, height=HEIGHT * scale, barmode="group", bargap=.25, annotations=[
+            *titles_of(PANELS), note(.8125, .81, xanchor="center", font_size=11, yanchor="top"),
+            note(.575, .09, xanchor="center", yanchor="middle", font_size=11, visible=False, text="no classifier: open a finished run,<br>DisplacementInspector(run, store=store)")],
+        images=[dict(source=wheel_source(), xref="paper", yref="paper", x=.775, y=1, sizex=.075, sizey=.15, sizing="contain")],
         shapes=[dict(type="rect", x0=0, x1=1, y0=0, y1=1, line=dict(color=ORANGE, width=3), fillcolor="rgba(0,0,0,0)")])
     figure = (go.FigureWidget if widget else go.Figure)(blank_traces(), layout)
     if widget: # the box can be moved by its middle and changed by its edges

@@ -16,7 +16,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import plotly.graph_objects as go
-import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -149,11 +148,10 @@ def draw_motion(i:Inspection) -> None:
     image, title, most, unit = map_picture(i)
     wheel = not i.dynamic and i.look.map == "colours"
     i.traces["map"].source, i.figure.layout.annotations[1].text = picture_source(image), title
-    put(i.traces["values"], showscale=most is not None, zmin=-(most or 1) if i.dynamic else 0, zmax=most or 1, colorscale="RdBu_r" if i.dynamic else "Cividis", colorbar_title_text=unit)
+    seen = hover_cells(i.motion)
+    put(i.traces["values"], z=seen[..., 2], customdata=seen, showscale=most is not None, zmin=-(most or 1) if i.dynamic else 0, zmax=most or 1, colorscale="RdBu_r" if i.dynamic else "Cividis", colorbar_title_text=unit)
     i.figure.layout.images[0].visible, i.figure.layout.annotations[6].text = wheel, f"rim:<br>{i.maximum:.2g} px" * wheel
     put(i.traces["arrows"], **dict(zip("xy", arrows_of(i))))
-    seen = hover_cells(i.motion)
-    put(i.traces["values"], z=seen[..., 2], customdata=seen)
 
 def arrows_of(i:Inspection) -> tuple: # x, y
     "The arrows that are wanted, on the face and around it."
@@ -170,16 +168,19 @@ def draw_names(i:Inspection) -> None:
 # %% ../nbs/41_inspection.ipynb #410017
 def draw_region(i:Inspection) -> None:
     "The boxes, the crops of the chosen one, and what it is worth."
-    k, view = i.look.region, i.view
+    k, view, layout = i.look.region, i.view, i.figure.layout
     crops = region_crops(view, i.boxes[k], motion_colors(i.motion, i.maximum, np.full_like(view.frames[0], 255)))
+    crops = np.pad(crops[:, 1:-1, 1:-1], ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=190) # what doesn't move is as white as the page
     column = np.pad(crops, ((0, 0), (0, 6), (0, 0), (0, 0)), constant_values=255).reshape(-1, *crops.shape[2:])[:-6]
-    i.traces["crops"].source, i.figure.layout.annotations[2].text = picture_source(column), f"region {REGION_NAMES[k]}"
+    i.traces["crops"].source, layout.annotations[2].text = picture_source(column), f"region {REGION_NAMES[k]}"
     for name, which in (("boxes", i.boxes), ("outline", i.boxes), ("chosen", i.boxes[k:k + 1])): put(i.traces[name], **dict(zip("xy", box_lines(which))))
     put(i.traces["names"], **dict(zip("xy", label_places(i.boxes).T)), text=REGION_NAMES)
-    i.figure.layout.shapes[0].update(dict(zip(("x0", "y0", "x1", "y1"), i.boxes[k].tolist())))
+    layout.shapes[0].update(dict(zip(("x0", "y0", "x1", "y1"), i.boxes[k].tolist())))
     dx, dy = i.vectors[k].round(2) + 0. # no -0.00
     i.said = f"{REGION_NAMES[k]}, {REGION_WATCHES[k]}: mean motion ({dx:+.2f}, {dy:+.2f}) px, {np.hypot(dx, dy):.2f} px long"
-    draw_bars(i, "mean motion, px", np.hypot(*i.vectors.T)) if view.model is None else draw_classes(i)
+    layout.annotations[7].visible = hidden = view.model is None # it says where a classifier comes from
+    for part in (layout.xaxis5, layout.yaxis5, layout.annotations[4], i.traces["as it is"], i.traces["frozen"]): part.visible = not hidden
+    draw_bars(i, "mean motion, px", np.hypot(*i.vectors.T)) if hidden else draw_classes(i)
 
 def draw_classes(i:Inspection) -> None:
     "Probabilities as they are and with the region frozen, and the weights of the regions."
@@ -193,11 +194,10 @@ def draw_classes(i:Inspection) -> None:
     i.said += f"; fusion weight {weights[k]:.2f}; frozen, {i.names[best]} goes from {chances[best]:.2f} to {frozen[best]:.2f}"
 
 def draw_bars(i:Inspection, title:str, heights:np.ndarray) -> None:
-    "A bar a region; without a classifier, that is all there is to say."
+    "A bar a region."
     chosen = np.arange(len(heights)) == i.look.region
     for name, which in (("regions", ~chosen), ("region", chosen)): put(i.traces[name], y=np.where(which, heights, 0))
     i.figure.layout.annotations[5].text, i.told = title, f"label {i.names[i.view.label]}"
-    if i.view.model is None: i.figure.layout.annotations[4].text = "no classifier" # plotly keeps the first of two changes in one batch, if the second takes it back
 
 # %% ../nbs/41_inspection.ipynb #410018
 def draw_curve(i:Inspection) -> None:
@@ -205,7 +205,7 @@ def draw_curve(i:Inspection) -> None:
     curve, title = curve_of(i), "spotting curve, strain" if i.look.spotted else "mean motion since the onset"
     put(i.traces["curve"], x=np.arange(len(curve)), y=curve)
     i.figure.layout.annotations[3].text = title + "  ● chosen □ labelled" + " ◇ spotted" * i.look.spotted
-    i.figure.layout.yaxis4.title.text = "px/px" if i.look.spotted else "px"
+    i.figure.layout.yaxis4.update(title_text="px/px" if i.look.spotted else "px", range=[0, 1.4 * float(curve.max()) or 1]) # with room for words above the highest point
     draw_marks(i)
 
 def curve_of(i:Inspection) -> np.ndarray: return i.view.spotted().curve if i.look.spotted else i.view.curve() # (T,)

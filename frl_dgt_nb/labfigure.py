@@ -31,17 +31,18 @@ def lab_axes(side:int) -> dict:
         told[f"xaxis{name}"] = dict(domain=x, anchor=f"y{name}", zeroline=False, rangemode="tozero", fixedrange=True, showticklabels=name == "3")
         told[f"yaxis{name}"] = dict(domain=y, anchor=f"x{name}", zeroline=False, fixedrange=True, automargin=False) # or the pictures would shift with the numbers
         if name > "3":
-            told[f"xaxis{name}"] |= dict(range=[-.5, side - .5], constrain="domain", visible=False)
-            told[f"yaxis{name}"] |= dict(range=[side - .5, -.5], constrain="domain", scaleanchor=f"x{name}", visible=False)
+            framed = dict(constrain="domain", showticklabels=False, showgrid=False, mirror=True, linecolor=GREY, linewidth=1) # what doesn't move is as white as the page
+            told[f"xaxis{name}"] |= framed | dict(range=[-.5, side - .5])
+            told[f"yaxis{name}"] |= framed | dict(range=[side - .5, -.5], scaleanchor=f"x{name}")
     told["yaxis"]["nticks"], told["yaxis3"]["nticks"] = 5, 5
     told["yaxis2"] |= dict(type="log", exponentformat="power", dtick="D2")
     told["yaxis3"]["rangemode"] = "tozero"
-    told["xaxis3"]["title"] = dict(text="step", standoff=2)
+    told["xaxis3"] |= dict(title=dict(text="step", standoff=2), ticks="outside") # its zero beside that of the error
     return told
 
 def lab_figure(side:int=128, widget:bool=True) -> go.Figure: # a FigureWidget, or for tests and files a Figure
     "Curves and pictures, to be filled."
-    lines = [line_trace(name, ax, COLORS[name], 2, hoverinfo="x+y+name", connectgaps=ax == "3") for name, ax in CURVES.items()]
+    lines = [line_trace(name, ax, COLORS[name], 2, hoverinfo="x+y+name", connectgaps=ax == "3", cliponaxis=False) for name, ax in CURVES.items()]
     marks = [line_trace(name, ax, GREY, 1.5) for name, ax in (("no motion", ""), ("truth", ""), ("no motion, error", "3"))]
     for trace, dash in zip(marks, ("dash", "dot", "dash")): trace.line.dash = dash
     cells = [go.Heatmap(name=f"{name} values", xaxis=f"x{PICTURED[name]}", yaxis=f"y{PICTURED[name]}", opacity=0, showscale=False, x0=1.5, dx=4, y0=1.5, dy=4,
@@ -63,7 +64,7 @@ def draw_losses(bench:Bench, figure:go.Figure) -> None:
     at, ends = np.array([r["step"] for r in seen]), np.array([0, max(seen[-1]["step"], 1)])
     for name, ax in CURVES.items():
         values = np.array([r.get(name, np.nan) for r in seen], float)
-        put(traces[name], x=at, y=[float(f"{v:.4g}") if v == v and (v > 0 or ax != "2") else None for v in values])
+        put(traces[name], x=at, mode="lines" if len(at) > 1 else "markers", y=[float(f"{v:.4g}") if v == v and (v > 0 or ax != "2") else None for v in values])
     marks = bench.marks() | {"no motion, error": bench.history[0].get("error", np.nan)}
     for name, value in marks.items(): put(traces[name], x=ends, y=[value if value == value else None] * 2)
     told = lambda *names: ", ".join(f'<span style="color:{COLORS[name]}">{name}</span>' for name in names)
@@ -79,7 +80,7 @@ def lab_pictures(bench:Bench, limit:float=0.) -> tuple[dict[str, tuple[np.ndarra
     made, most = warp(trial.onset, trial.displacement.detach()), robust_maximum(gray(trial.apex - trial.onset))
     frame = (made[0].permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
     color = lambda motion: (flow_colors(motion, limit) * 255).astype(np.uint8)
-    return dict(reconstructed=(frame, "reconstruction"), rest=(ramp(gray(trial.apex - made), most, signed=True), f"apex less it, ±{most:.0f} of 255"),
+    return dict(reconstructed=(frame, "reconstruction"), rest=(ramp(gray(trial.apex - made), most, signed=True), f"apex - reconstruction, ±{most:.0f} of 255"),
                 displacement=(color(found), f"displacement, {setup.kind}"), true=(color(true), "truth" if bench.measured else "optical flow")), limit
 
 def draw_pictures(bench:Bench, figure:go.Figure, limit:float=0.) -> None: # px at which colours are full; 0: the truth's 99th percentile
@@ -107,7 +108,9 @@ def lab_still(bench:Bench) -> Figure:
         ax.set(xlabel="step", ylabel=ylabel, xlim=(0, None))
         if ax.lines: ax.legend(fontsize=8, frameon=False)
     pictures, limit = lab_pictures(bench)
-    for ax, (image, title) in zip(axes := lower.subplots(1, 4), pictures.values()): plot_image(ax, image, title).set_axis_off()
+    for ax, (image, title) in zip(axes := lower.subplots(1, 4), pictures.values()):
+        plot_image(ax, image, title).set(xticks=[], yticks=[], xlabel="", ylabel="")
+        ax.spines[:].set_color(GREY)
     plot_wheel(axes[-1].inset_axes([1.02, .7, .3, .3]), limit, small=True)
     figure.suptitle(f"{bench.store.index['clip_id'].iloc[bench.row]}, {bench.setup.apex}, weights {bench.setup.weights}, step {bench.trial.steps}", fontsize=11)
     return figure

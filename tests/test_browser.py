@@ -34,6 +34,7 @@ def test_runs_from_the_top(page, widget):
 def test_everything_is_inside_the_window(page, widget):
     widget.show()
     widget.is_inside(1280, 800)
+    assert not widget.collisions()
     keep(page, "inspector_1280x800")
 
 
@@ -89,6 +90,7 @@ def test_larger_on_a_large_screen(page, widget):
     widget.show()
     keep(page, "inspector_1920x1080")
     widget.is_inside(1920, 1080)
+    assert not widget.collisions()
 
 
 def test_no_widget_complains(page):

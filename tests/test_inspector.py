@@ -1,6 +1,8 @@
 """The inspector without a browser: what is opened, what is computed of a pair, what is drawn, and what each control changes. tests/test_browser.py looks at the page."""
 import base64
+import shutil
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -12,6 +14,7 @@ from PIL import Image
 
 from frl_dgt_nb.canvas import arrow_lines, blank_figure, box_lines, hover_cells, label_places, motion_colors, picture_source, ramp, region_at, region_names, robust_maximum
 from frl_dgt_nb.dgm import remove_affine_drift
+from frl_dgt_nb.folds import fold_path
 from frl_dgt_nb.inspecting import PairView, ask, check_model, choose_model, freeze, hold_still, mean_vector, motion_curve, open_faces, region_crops
 from frl_dgt_nb.inspection import MAPS, PICTURES, Inspection, Look, draw, face_picture, map_picture, names_of, still
 from frl_dgt_nb.inspector import DisplacementInspector, save_gif, save_npz, save_png
@@ -284,12 +287,42 @@ def test_the_figure_holds_what_was_computed(known):
     assert [bar.get_height() for bar in figure.axes[3].patches] == pytest.approx(chances.tolist())
 
 
+def shows_classes(inspection):
+    "Whether the panel of the classes is there; otherwise a note is in its place."
+    layout, traces = inspection.figure.layout, inspection.traces
+    seen = {part.visible for part in (layout.xaxis5, layout.yaxis5, layout.annotations[4], traces["as it is"], traces["frozen"])}
+    assert len(seen) == 1 and layout.annotations[7].visible is not seen.copy().pop()
+    return seen.pop()
+
+
 def test_without_a_model_there_are_no_classes(store):
     inspection = Inspection(store)
     draw(inspection)
-    assert not inspection.traces["as it is"].y and "no classifier" in inspection.figure.layout.annotations[4].text and "frozen" not in inspection.said
+    assert not inspection.traces["as it is"].y and not shows_classes(inspection) and "frozen" not in inspection.said
     assert np.allclose(np.add(inspection.traces["regions"].y, inspection.traces["region"].y), np.hypot(*inspection.vectors.T), atol=1e-4)
     assert inspection.look.region == np.hypot(*inspection.vectors.T).argmax() # it begins with the liveliest
+
+
+def test_the_note_says_how_to_come_by_classes(store, run):
+    call = Inspection(store).figure.layout.annotations[7].text.split("<br>")[1]
+    assert shows_classes(eval(call, {"DisplacementInspector": DisplacementInspector, "run": run, "store": store}).seen)
+
+
+def test_a_subject_without_its_fold_has_no_classes_and_the_next_has(store, run, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    fold_path(copy, store.index["subject_id"].iloc[0], ".safetensors").unlink()
+    inspection = Inspection(copy, store=store)
+    for row, known in ((0, False), (len(store) - 1, True), (0, False)):
+        inspection.open_clip(row)
+        draw(inspection)
+        assert shows_classes(inspection) is known
+
+
+def test_the_curve_leaves_room_for_the_words_above_it(store):
+    inspection = Inspection(store)
+    draw(inspection)
+    low, high = inspection.figure.layout.yaxis4.range
+    assert low == 0 and high > 1.3 * max(inspection.traces["curve"].y) > 0
 
 
 def test_other_numbers_of_classes_have_names():
@@ -309,10 +342,10 @@ CHANGES = [("factor", 25., "face"), ("picture", "difference", "face"), ("frame",
 
 
 def test_the_title_over_the_classes_stays_when_the_same_is_drawn_again(inspector):
-    "It once turned into `no classifier`."
+    "It once was lost."
     for _ in range(2):
         inspector.show()
-        assert "as it is" in inspector.figure.layout.annotations[4].text
+        assert shows_classes(inspector.seen) and "as it is" in inspector.figure.layout.annotations[4].text
 
 
 @pytest.mark.parametrize("name, value, parts", CHANGES, ids=[name for name, *_ in CHANGES])

@@ -188,6 +188,18 @@ def test_the_figure_holds_what_was_computed(known):
     assert len({trace.name for trace in figure.data}) == len(figure.data) and set(CURVES) == set(COLORS)
 
 
+def test_before_the_first_step_there_are_points_and_frames_to_see(known):
+    bench, figure = Bench(known, setup=Setup(apex="moved")), lab_figure(SIDE, widget=False)
+    traces = {trace.name: trace for trace in figure.data}
+    for steps, mode in ((0, "markers"), (1, "lines")):
+        bench.advance(steps)
+        draw_losses(bench, figure)
+        assert {traces[name].mode for name in CURVES} == {mode} and traces["total"].y[0] > 0
+    for ax in PICTURED.values():
+        for axis in (figure.layout[f"xaxis{ax}"], figure.layout[f"yaxis{ax}"]): assert axis.visible is not False and axis.mirror and axis.linewidth and not axis.showticklabels
+    assert all(ax.axison for ax in lab_still(bench).axes if ax.images and "rim" not in ax.get_title())
+
+
 def test_found_and_true_share_their_colours(known):
     bench = Bench(known, setup=Setup(apex="moved"))
     bench.trial.displacement = bench.truth.clone()

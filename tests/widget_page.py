@@ -57,6 +57,14 @@ class WidgetOnPage:
         "What is written above and below the figure."
         return self.page.locator(f".{self.name} .widget-html-content").all_inner_texts()
 
+    def collisions(self) -> list[tuple[str, str]]:
+        "Words of the figure that lie on each other, or less than 4 pixels from its colour wheel, whose text is empty."
+        parts = self.page.locator(self.figure).first.evaluate("""figure => [...figure.querySelectorAll(
+            "[class$=tick] > text, .annotation-text, [class*=title] > text, .x4y4 .textpoint text, .main-svg > .layer-above image")].map(
+            part => ({text: part.textContent.trim(), wheel: part.tagName == "image", ...part.getBoundingClientRect().toJSON()})).filter(
+            part => part.width && (part.text || part.wheel))""")
+        return [(one["text"], other["text"]) for k, one in enumerate(parts) for other in parts[:k] if overlap(one, other, -4 if one["wheel"] or other["wheel"] else 1)]
+
     def is_inside(self, width: int, height: int):
         "Every panel and every control lies within a window of that size, and no control on another."
         for panel in self.panels:
