@@ -142,6 +142,7 @@ def fusion_still(f:Fusions) -> Figure:
     heads.set(xticks=range(len(f.names)), xticklabels=f.names, yticks=range(count), yticklabels=range(1, count + 1), xlabel="region", ylabel="head", title="every head")
     figure.colorbar(shown, ax=heads, label="× uniform", ticks=[-2, -1, 0, 1, 2]).ax.set_yticklabels(["≤ ¼", "½", "1", "2", "≥ 4"])
     plot_weights(bars, f.after.regions, f.names, "regions, with attention")
+    figure.get_layout_engine().set(wspace=.06)
     for ax in figure.axes: ax.title.set_fontsize(10)
     figure.suptitle(f"{f.store.index['clip_id'].iloc[f.row]}, {LEVELS[f.level]}, {who(f)}", fontsize=11)
     return figure
