@@ -156,6 +156,7 @@ def plot_occlusion(
     if part.empty: raise ValueError(f"the table has nothing about {store.index.clip_id[row]}; want one made on {store.path}")
     boxes = au_boxes(torch.as_tensor(store.landmarks[row:row + 1]), len(face))[0].numpy() if boxes is None else np.asarray(boxes)
     figure = Figure(figsize=(13, 3.8), layout="constrained")
+    figure.get_layout_engine().set(wspace=.1) # between a bar's label and the next axis's
     left, middle, right = figure.subplots(1, 3, width_ratios=[1, 1, .9])
     over = lambda values: patch_map(boxes, np.asarray(values, float)[:, None], len(face))
     plot_heat(left, face, over(part.weight * len(part)), title="weight in the global fusion")
