@@ -188,7 +188,7 @@ def draw_classes(i:Inspection) -> None:
     for name, heights in (("as it is", chances), ("frozen", frozen)): put(i.traces[name], y=heights)
     i.figure.layout.xaxis5.update(tickvals=[*range(len(i.names))], ticktext=i.names)
     draw_bars(i, "fusion weight", weights)
-    i.figure.layout.annotations[4].text = f'<span style="color:{BLUE}">as it is</span>, <span style="color:{ORANGE}">{REGION_NAMES[k]} frozen</span>'
+    i.figure.layout.annotations[4].text = f'probability <span style="color:{BLUE}">as it is</span>, <span style="color:{ORANGE}">{REGION_NAMES[k]} frozen</span>'
     best = int(chances.argmax())
     i.told = f"label {i.names[i.view.label]}, model {i.names[best]} ({chances[best]:.2f})"
     i.said += f"; fusion weight {weights[k]:.2f}; frozen, {i.names[best]} goes from {chances[best]:.2f} to {frozen[best]:.2f}"
