@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from matplotlib.colors import to_rgba
 from scipy.ndimage import gaussian_filter
 
 from frl_dgt_nb import spotting
@@ -175,6 +176,17 @@ def test_the_picture_shows_the_three_frames(calm, landmarks):
     assert axes[0].get_xlabel() == "seconds" and np.isclose(axes[0].lines[0].get_xdata()[-1], 19 / 50)
     assert [np.array_equal(ax.images[0].get_array(), calm[t]) for ax, t in zip(axes[1:], (found.onset, found.apex, found.offset))] == [True] * 3
     assert plot_spot(found, calm).axes[0].get_xlabel() == "frame"
+
+
+def test_the_marks_are_told_apart_without_their_colours_and_nothing_lies_on_the_curve(calm, landmarks):
+    figure = plot_spot(spot(calm, landmarks, "regions", steadied=False), calm, title="a clip")
+    curve, *pictures = figure.axes
+    assert len({line.get_linestyle() for line in curve.lines[1:]}) == len({line.get_color() for line in curve.lines[1:]}) == 3
+    assert [ax.spines["left"].get_edgecolor() for ax in pictures] == [to_rgba(line.get_color()) for line in curve.lines[1:]]
+    figure.draw_without_rendering()
+    legend, = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["onset", "apex", "offset"] and not curve.get_legend()
+    assert legend.get_window_extent().y0 >= curve.get_tightbbox().y1
 
 
 # ---------------------------------------------------------------- files
