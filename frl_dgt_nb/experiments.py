@@ -175,7 +175,7 @@ def table3_rows(store:FaceStore, sequences:FaceStore, classes:int=3, preset:str=
     model_config, train_config = preset_configs(preset, classes, epochs)
     names = ["M9" if classes == 3 else f"FRL-DGT-{classes}", f"FRL-DGT-S-{classes}"]
     paper = lambda method: {"full": TABLE3[method][classes]} if classes in TABLE3[method] else {}
-    rows = [model_row(names[0], f"pairs, {classes} classes", store, model_config, train_config, seed, paper("FRL-DGT"), **how),
+    rows = [model_row(names[0], f"pairs, {classes} classes", store, model_config, train_config, seed, paper("FRL-DGT"), names[0], **how),
             model_row(names[1], f"sequences of 10 frames, {classes} classes", sequences, replace(SEQUENCE_PRESETS[preset], classes=classes), lasting(SEQUENCE_TRAIN_PRESETS[preset], epochs), seed, paper("FRL-DGT-S"), names[0], **how)]
     if classes == 3: rows = [replace(row, note="the paper has 4 and 5 classes; these data are read with 3") for row in rows]
     return rows + [Row(f"{name}-{classes}", "quoted: a method of sequences", paper=paper(name), note="not implemented here") for name in ("STRCN-A", "ELRCN") if paper(name)]

@@ -257,6 +257,13 @@ def test_table3_makes_its_sequences(store, tmp_path, toys):
     assert table.paper_uf1.isna().all() and table.note.str.contains("3").all() and (tmp_path / "store-10frames/index.parquet").exists()
 
 
+def test_four_classes_are_not_compared_with_three(store):
+    "With M9 of another table in the same folder they once were, and that folder has other clips."
+    for classes in (3, 4, 5):
+        rows = [row for row in table3_rows(store, store, classes, "tiny") if row.run]
+        assert {row.against for row in rows} == {rows[0].name} and rows[0].name.endswith(f"-{classes}") == (classes != 3)
+
+
 def test_sensitivity_and_figures_ask_m9(store, tmp_path, toys, monkeypatch):
     asked = {}
     def say(name, value): return lambda store, run, *args, **more: asked.update({name: run}) or value
