@@ -351,6 +351,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'frl_dgt_nb/experiments.py'),
                                         'frl_dgt_nb.experiments.check_rows': ('experiments.html#check_rows', 'frl_dgt_nb/experiments.py'),
                                         'frl_dgt_nb.experiments.choose_rows': ('experiments.html#choose_rows', 'frl_dgt_nb/experiments.py'),
+                                        'frl_dgt_nb.experiments.lasting': ('experiments.html#lasting', 'frl_dgt_nb/experiments.py'),
                                         'frl_dgt_nb.experiments.model_row': ('experiments.html#model_row', 'frl_dgt_nb/experiments.py'),
                                         'frl_dgt_nb.experiments.order_sections': ( 'experiments.html#order_sections',
                                                                                    'frl_dgt_nb/experiments.py'),
