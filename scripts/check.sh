@@ -63,7 +63,7 @@ step "wheel and sdist, each in a clean environment" archives
 # Where there is a Chromium, pytest has run every notebook in JupyterLab, the same cells; once is enough.
 notebooks() { if python -c 'import sys; sys.path.insert(0, "tests"); import jupyter_page; sys.exit(not jupyter_page.READY)'; then echo "pytest ran them in JupyterLab"; else nbdev-test --n-workers 2 --timing; fi; }
 
-step "pytest" python -m pytest -n 2 --dist loadfile
+step "pytest" python -m pytest -n 2 --dist loadfile --no-loadscope-reorder # the browser files, few tests but long, come early: two processes end together
 step "notebooks" notebooks
 printf '\n%d seconds in all\n%d passed, %d failed\n' $((SECONDS - began)) "$passed" "$failed"
 [ "$failed" -eq 0 ]
