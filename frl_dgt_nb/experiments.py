@@ -17,6 +17,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from .baselines import BASELINES, ELSEWHERE, PUBLISHED, baseline_settings, run_baseline
+from .colors import look
 from .config import PRESETS, ModelConfig
 from .figures import CAPTIONS, write_figures
 from .folds import differences, read_settings, run_settings
@@ -218,6 +219,7 @@ def row_names(name:str, preset:str="best", schemes:Sequence[int]=(3,))->list[str
     return [row.name for row in made[name]() if row.run] if name in made else []
 
 # %% ../nbs/45_experiments.ipynb #450034
+@look()
 def run_experiment(
     name:str, # table1, table2, table3, sensitivity or figures
     stores:dict[int,FaceStore], # classes -> aligned faces; all but table3 take the first

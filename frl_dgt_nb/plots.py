@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from .clips import CLASSES
-from .colors import DOWN_IS_YELLOW, flow_colors, flow_maximum, plot_wheel, to_array, to_displacement # all to be had from here, too
+from .colors import DOWN_IS_YELLOW, flow_colors, flow_maximum, look, plot_wheel, to_array, to_displacement # all to be had from here, too
 from .regions import REGION_NAMES
 
 # %% ../nbs/40_plots.ipynb #400005

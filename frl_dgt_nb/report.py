@@ -22,7 +22,7 @@ from .folds import fold_path, load_fold
 from .known import brought_map
 from .metrics import uf1
 from .model import FRLDGT, load_model
-from .plots import figure_png, flow_maximum, plot_confusion, plot_curves, plot_evidence
+from .plots import figure_png, flow_maximum, look, plot_confusion, plot_curves, plot_evidence
 from .regions import MIRROR_ORDERS, face_boxes, mirror_boxes
 from .sampling import mirror_displacement
 from .store import FaceStore, write_atomic
@@ -111,7 +111,7 @@ def curve_figure(table:pd.DataFrame, folds:list[dict], classes:int=3)->Figure:
     for ax in second: plot_curves(ax, motion, "displacement loss", "learning the motion")
     stored = np.array(table.epoch_predictions.tolist()).T
     third.plot(folds[0]["epochs"], [uf1(table.label, each, classes) for each in stored], marker=".")
-    third.axhline(1 / classes, color="tab:red", linestyle="--", linewidth=1)
+    third.axhline(1 / classes, color=".3", linestyle="--", linewidth=1)
     third.set(xlabel="epoch", ylabel="UF1", ylim=(0, 1), title="left-out subjects; the last counts")
     third.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     return figure
@@ -232,15 +232,15 @@ def page_content(report:dict, config:dict, table:pd.DataFrame)->dict:
                 excluded_rows=excluded_rows(report["excluded"]), setting_rows=[("seed", config["seed"]), *settings])
 
 # %% ../nbs/40_report.ipynb #07d0c2ed
+@look()
 def write_report(
     run:str|Path, # folder of a finished run
     store:FaceStore, # the faces it was made on
 )->Path: # RUN/report.html
     "The page of a run, in one file that needs nothing else."
     report, config, table, folds = read_run(run, store)
-    content = page_content(report, config, table)
+    content, figure = page_content(report, config, table), Figure(figsize=(4.6, 4.2), layout="constrained")
     seen = explain_classes(run, store, table, len(content["names"]))
-    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     plot_confusion(figure.subplots(), report["confusion"], content["names"])
     content |= dict(pictures=[(name, said, as_data(picture)) for name, said, picture in evidence_figures(store, table, seen, content["names"])],
                     confusion=as_data(figure), curves=as_data(curve_figure(table, folds, len(content["names"]))))
