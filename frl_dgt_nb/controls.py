@@ -20,6 +20,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from .colors import look
+
 # %% ../nbs/41_controls.ipynb #410005
 def sized(width:int) -> dict: # in pixels
     "Settings of a control of that width, which leaves its description the room it needs."
@@ -81,10 +83,10 @@ STYLE = """<style>.{name} .widget-toggle-button {{ width: auto; padding: 0 7px; 
 .{name} .widget-readout {{ min-width: 36px; }}
 .{name} .widget-html-content {{ line-height: 1.4; }}</style>"""
 
-def jpeg(figure:Figure, dpi:int=60) -> bytes:
+def jpeg(figure:Figure, dpi:int=72) -> bytes:
     "A still picture small enough to be stored beside the widget."
     buffer = BytesIO()
-    figure.savefig(buffer, dpi=dpi, format="jpeg", pil_kwargs={"quality": 76})
+    figure.savefig(buffer, dpi=dpi, format="jpeg", pil_kwargs={"quality": 68, "optimize": True})
     return buffer.getvalue()
 
 class Panel(widgets.VBox):
@@ -132,6 +134,7 @@ class Panel(widgets.VBox):
         "What is seen, as a picture that needs no kernel."
         return Figure()
 
+    @look()
     def _repr_mimebundle_(self, **kwargs) -> dict:
         "The widget where a kernel answers it, and beside it a still picture for where none does."
         live = type(self.comm).__name__ not in ("DummyComm", "NoneType")
