@@ -208,7 +208,9 @@ def draw_curve(i:Inspection) -> None:
     i.figure.layout.yaxis4.update(title_text="px/px" if i.look.spotted else "px", range=[0, 1.4 * float(curve.max()) or 1]) # with room for words above the highest point
     draw_marks(i)
 
-def curve_of(i:Inspection) -> np.ndarray: return i.view.spotted().curve if i.look.spotted else i.view.curve() # (T,)
+def curve_of(i:Inspection) -> np.ndarray: # (T,) px/px or px
+    "The curve that spotting used, once the clip was spotted; before, the mean motion since the onset."
+    return i.view.spotted().curve if i.look.spotted else i.view.curve()
 
 def draw_marks(i:Inspection) -> None:
     "The pair, the frame that is seen, the labelled pair, and what was spotted."
@@ -226,8 +228,7 @@ def draw(i:Inspection, *parts:str) -> None: # of PARTS; none: all
 # %% ../nbs/41_inspection.ipynb #410021
 def still(i:Inspection) -> Figure:
     "What is seen, as a picture that needs no kernel."
-    figure = Figure(figsize=(11.6, 3.3), layout="constrained")
-    left, middle, third, right = figure.subplots(1, 4, width_ratios=[1, 1.16, 1, .8])
+    left, middle, third, right = (figure := Figure(figsize=(11.6, 3.3), layout="constrained")).subplots(1, 4, width_ratios=[1, 1.16, 1, .8])
     plot_image(left, *face_picture(i))
     image, title, most, unit = map_picture(i)
     plot_image(middle, image, title).set_ylabel("")
@@ -238,7 +239,6 @@ def still(i:Inspection) -> Figure:
     weights = ask(i.view, i.boxes)[1] if i.view.model else None
     plot_boxes(third, i.view.frames[i.view.onset], i.boxes, weights, title="regions" if weights is None else "fusion weights").set_ylabel("")
     still_bars(i, right)
-    for ax in (left, middle, third, right): ax.title.set_fontsize(10)
     figure.suptitle(f"{i.clip['clip_id']}, {i.clip['emotion']} (class {i.names[i.view.label]})", fontsize=11)
     return figure
 
