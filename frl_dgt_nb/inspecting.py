@@ -218,7 +218,7 @@ def region_crops(
     size:int=90, # side of a crop (section 3.3)
 ) -> np.ndarray: # (3,size,size,3) uint8: onset, apex, motion
     "What the local module of a region gets to see."
-    maps = torch.cat([*view.pair, torch.as_tensor(colors).permute(2, 0, 1)[None] / 255], 1)
+    maps = torch.cat([*view.pair, torch.tensor(colors).permute(2, 0, 1)[None] / 255], 1)
     crops = crop_boxes(maps, torch.as_tensor(np.asarray(box, np.float32)).view(1, 1, 4), size)[0, 0]
     return (crops.view(3, 3, size, size).permute(0, 2, 3, 1) * 255).round().byte().numpy()
 
