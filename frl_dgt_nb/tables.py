@@ -148,7 +148,7 @@ def plot_rows(table:pd.DataFrame)->Figure:
     left.set(xlabel="UF1"), left.legend(loc="lower center", bbox_to_anchor=(.5, 1), ncols=2, frameon=False)
     plot_interval(right, table, "difference")
     right.axvline(0, color=".3", linewidth=1, linestyle="--")
-    right.set(xlabel=f"UF1 minus that of {', '.join(table.against.dropna().unique()) or '... (none yet)'}, same clips")
+    right.set(xlabel=f"UF1 minus that of {', '.join(table.against.dropna().unique()) or '... (none yet)'},\nsame clips")
     for ax in (left, right): ax.locator_params(axis="x", nbins=6)
     return figure
 
