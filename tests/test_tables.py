@@ -116,9 +116,12 @@ def test_the_picture_has_both_kinds_of_marks(small):
     labels = left.get_legend_handles_labels()[1]
     assert {"paper, other data", "ours, 95 % by subject"} == set(labels)
     paper = next(line for line in left.lines if line.get_label() == "paper, other data")
-    quiet = plot_rows(score_rows(*small).assign(paper_uf1=np.nan)).axes[0]
-    assert quiet.get_legend_handles_labels()[1] == ["ours, 95 % by subject"] # a key for nothing would be a riddle
     assert paper.get_markerfacecolor() == "none" and np.nanmax(paper.get_xdata()) == .812 and [tick.get_text() for tick in left.get_yticklabels()] == ["M1", "M2", "M3", "M9", "EMRNet"]
+
+
+def test_no_key_for_what_is_not_drawn(small):
+    quiet = plot_rows(score_rows(*small).assign(paper_uf1=np.nan)).axes[0]
+    assert quiet.get_legend_handles_labels()[1] == ["ours, 95 % by subject"]
 
 
 def test_parts_of_a_row_with_three_figures(tmp_path):
