@@ -795,6 +795,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'frl_dgt_nb/modulelab.py'),
                                       'frl_dgt_nb.modulelab.ModuleLab.first_clip': ( 'modulelab.html#modulelab.first_clip',
                                                                                      'frl_dgt_nb/modulelab.py'),
+                                      'frl_dgt_nb.modulelab.ModuleLab.go_on': ('modulelab.html#modulelab.go_on', 'frl_dgt_nb/modulelab.py'),
                                       'frl_dgt_nb.modulelab.ModuleLab.listen': ( 'modulelab.html#modulelab.listen',
                                                                                  'frl_dgt_nb/modulelab.py'),
                                       'frl_dgt_nb.modulelab.ModuleLab.offer_all': ( 'modulelab.html#modulelab.offer_all',

@@ -199,7 +199,7 @@ class LosoBoard(Panel):
 
     def go_on(self) -> None:
         "Start or stop looking by itself."
-        if self.task: self.task.cancel()
+        self.task = None # the one there was sees that it isn't it any more
         if not self.controls["live"].value: return
         try: self.task = asyncio.get_running_loop().create_task(self.keep_looking())
         except RuntimeError: # a script, not a notebook
@@ -209,6 +209,7 @@ class LosoBoard(Panel):
         "Until the run is finished."
         while not self.watch.report:
             await asyncio.sleep(self.every)
+            if self.task is not asyncio.current_task(): return
             self.answer("refresh", self.refresh)()
         with self.silently(): self.controls["live"].value = False
 

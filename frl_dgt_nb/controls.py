@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from io import BytesIO
+from threading import RLock
 from time import perf_counter
 
 import ipywidgets as widgets
@@ -92,6 +93,7 @@ def jpeg(figure:Figure, dpi:int=72) -> bytes:
 class Panel(widgets.VBox):
     "Rows of controls and a figure. A subclass has a `name`, fills `controls`, and says what is seen in `still`."
     name = "panel" # class of its CSS
+    turn = RLock() # of whoever changes a panel: JupyterLab answers a page in another thread than a cell
 
     def __init__(self, controls:dict[str, widgets.Widget]):
         self.controls, self.status, self.quiet, self.redraw_ms = controls, widgets.HTML(), False, {}
@@ -107,9 +109,10 @@ class Panel(widgets.VBox):
     @contextmanager
     def silently(self) -> Iterator[None]:
         "Controls can be set without being answered."
-        before, self.quiet = self.quiet, True
-        try: yield
-        finally: self.quiet = before
+        with self.turn:
+            before, self.quiet = self.quiet, True
+            try: yield
+            finally: self.quiet = before
 
     def offer(self, choices:dict[str, tuple[list, object]]) -> None: # control -> what can be chosen, what is
         "Other choices, unanswered."
@@ -123,11 +126,12 @@ class Panel(widgets.VBox):
     def answer(self, name:str, act:Callable) -> Callable: # a callback
         "`act`, timed, its errors told to the reader."
         def callback(*_):
-            if self.quiet: return
-            began = perf_counter()
-            try: act()
-            except (ValueError, OSError) as error: self.complain(error)
-            self.redraw_ms[name] = 1000 * (perf_counter() - began)
+            with self.turn:
+                if self.quiet: return
+                began = perf_counter()
+                try: act()
+                except (ValueError, OSError) as error: self.complain(error)
+                self.redraw_ms[name] = 1000 * (perf_counter() - began)
         return callback
 
     def still(self) -> Figure:

@@ -28,8 +28,8 @@ def lab_axes(side:int) -> dict:
     "Three curves and four pictures."
     told = {}
     for name, (x, y) in LAB_PANELS.items():
-        told[f"xaxis{name}"] = dict(domain=x, anchor=f"y{name}", zeroline=False, rangemode="tozero", fixedrange=True, showticklabels=name == "3")
-        told[f"yaxis{name}"] = dict(domain=y, anchor=f"x{name}", zeroline=False, fixedrange=True, automargin=False) # or the pictures would shift with the numbers
+        told[f"xaxis{name}"] = dict(domain=x, anchor=f"y{name}", zeroline=False, rangemode="tozero", fixedrange=True, showticklabels=name == "3", automargin=False) # or the pictures would shift with the numbers
+        told[f"yaxis{name}"] = dict(domain=y, anchor=f"x{name}", zeroline=False, fixedrange=True, automargin=False)
         if name > "3":
             framed = dict(constrain="domain", showticklabels=False, showgrid=False, mirror=True, linecolor=GREY, linewidth=1) # what doesn't move is as white as the page
             told[f"xaxis{name}"] |= framed | dict(range=[-.5, side - .5])
@@ -47,7 +47,7 @@ def lab_figure(side:int=128, widget:bool=True) -> go.Figure: # a FigureWidget, o
     for trace, dash in zip(marks, ("dash", "dot", "dash")): trace.line.dash = dash
     cells = [go.Heatmap(name=f"{name} values", xaxis=f"x{PICTURED[name]}", yaxis=f"y{PICTURED[name]}", opacity=0, showscale=False, x0=1.5, dx=4, y0=1.5, dy=4,
                         hovertemplate="moves %{customdata[0]:+.2f} px right, %{customdata[1]:+.2f} px down<br>%{customdata[2]:.2f} px in all<extra></extra>") for name in ("displacement", "true")]
-    layout = lab_axes(side) | LAYOUT | dict(annotations=[*(title | dict(font_size=12) for title in titles_of(LAB_PANELS)), note(.705, .30, xanchor="center", yanchor="top", font_size=11)],
+    layout = lab_axes(side) | LAYOUT | dict(margin=LAYOUT["margin"] | dict(b=42), annotations=[*(title | dict(font_size=12) for title in titles_of(LAB_PANELS)), note(.705, .30, xanchor="center", yanchor="top", font_size=11)],
                                             images=[dict(source=wheel_source(), xref="paper", yref="paper", x=.67, y=.47, sizex=.07, sizey=.16, sizing="contain")])
     figure = (go.FigureWidget if widget else go.Figure)([*lines, *marks, *(image_trace(name, ax) for name, ax in PICTURED.items()), *cells], layout)
     if widget: figure._config = figure._config | {"displayModeBar": False}

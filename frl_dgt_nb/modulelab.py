@@ -139,40 +139,46 @@ class ModuleLab(Panel):
 
     def advance(self, steps:int=1) -> None:
         "So many steps at once, then a look."
-        self.set_up()
-        try: self.bench.advance(steps)
-        except ValueError:
-            self.running = False
-            self.show()
-            raise
-        self.show()
+        with self.turn:
+            self.set_up()
+            try: self.bench.advance(steps)
+            except ValueError:
+                self.running = False
+                raise
+            finally: self.show()
 
     def start(self) -> None:
         "Run, if there is a kernel to run in."
         try: loop = asyncio.get_running_loop()
         except RuntimeError: raise ValueError("there is no kernel to run in; call advance(steps) instead") from None
-        if ModuleLab.at_work: ModuleLab.at_work.running = False
+        if ModuleLab.at_work: ModuleLab.at_work.pause()
         ModuleLab.at_work, self.running = self, True
         self.task = loop.create_task(self.run())
 
     def pause(self) -> None:
-        "After the step that is being made."
-        self.running = False
-        self.show()
-
-    async def run(self) -> None:
-        "Steps in slices, a look after each, until paused."
-        last = self.bench.trial.steps + self.most
-        try:
-            while self.running and self.task is asyncio.current_task():
-                began = perf_counter()
-                while perf_counter() - began < SLICE and (left := last - self.bench.trial.steps): self.bench.advance(min(5, left))
-                self.running = self.bench.trial.steps < last
-                self.show()
-                await asyncio.sleep(.03)
-        except ValueError as error:
+        "After the slice that is being made."
+        with self.turn:
             self.running = False
             self.show()
-            self.complain(error)
+
+    def go_on(self, last:int) -> bool: # last: the step that ends it; whether there is more to do
+        "A slice of steps, and a look, unless paused."
+        with self.turn:
+            if not self.running or self.task is not asyncio.current_task(): return False
+            began = perf_counter()
+            try:
+                while perf_counter() - began < SLICE and (left := last - self.bench.trial.steps): self.bench.advance(min(5, left))
+            except ValueError as error:
+                self.pause()
+                self.complain(error)
+                return False
+            self.running = self.bench.trial.steps < last
+            self.show()
+            return self.running
+
+    async def run(self) -> None:
+        "Until paused, or `most` steps are made."
+        last = self.bench.trial.steps + self.most
+        while self.go_on(last): await asyncio.sleep(.03)
 
     def still(self) -> Figure: return lab_still(self.bench)

@@ -285,7 +285,18 @@ def test_stops_looking_when_told(growing, done):
         await asyncio.sleep(.1)
         return board
     board = asyncio.run(watch())
-    assert board.task.cancelled() and len(board.watch.folds) == 1
+    assert board.task is None and len(board.watch.folds) == 1
+
+
+def test_told_twice_it_looks_once(growing):
+    async def watch():
+        board = LosoBoard(growing, every=.01)
+        old = board.task
+        board.controls["live"].value = False
+        board.controls["live"].value = True
+        await asyncio.sleep(.1)
+        return old.done(), board.task.done()
+    assert asyncio.run(watch()) == (True, False)
 
 
 def test_a_failing_look_is_told_and_not_the_last(growing, monkeypatch):

@@ -90,9 +90,11 @@ def test_a_step_is_drawn(lab):
 
 
 def test_run_draws_on_and_pause_stops_it(lab):
+    lies = lambda: [lab.place("displacement")[key] for key in ("x", "width", "height")]
+    where = lies()
     for _ in range(2):  # it can be gone on with
-        push(lab, "run")
         began = steps_of(lab)
+        push(lab, "run")
         for _ in range(2):
             curve, picture = lab.drawing("total"), lab.drawing("rest")
             assert lab.changed("total", curve) and lab.changed("rest", picture)
@@ -101,8 +103,9 @@ def test_run_draws_on_and_pause_stops_it(lab):
         assert waits(lambda: lab.page.locator(".module-lab button", has_text="pause").first.is_disabled())
         lab.page.wait_for_timeout(2000)  # what was on its way arrives
         paused, curve = steps_of(lab), lab.drawing("total")
-        assert not lab.changed("total", curve, seconds=4) and steps_of(lab) == paused
+        assert not lab.changed("total", curve, seconds=4) and steps_of(lab) == paused < began + 3000  # by itself it ends there
     lab.show()
+    assert lies() == where  # the pictures don't wander with the numbers beside them
     keep(lab.page, "module-lab_after_a_run")
 
 

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import time
+from threading import Event, Thread
 
 import cv2
 import numpy as np
@@ -277,6 +278,39 @@ def test_run_runs_until_paused_and_hears_the_sliders(lab):
     assert traces_of(lab)["total"].x[-1] == paused and "10 ×" in lab.status.value
 
 
+def test_pause_is_heard_from_another_thread(lab):
+    "As JupyterLab passes it on: the steps run on one thread, the page is answered on another, in the middle of a slice."
+    lab.most, told = 10**9, []
+    advance = lab.bench.advance
+    def advanced(steps):
+        advance(steps)
+        if lab.bench.trial.steps >= 20 and not told: told.append(Thread(target=lab.controls["pause"].click)) or told[0].start()
+    lab.bench.advance = advanced
+    async def play():
+        lab.controls["run"].click()
+        await asyncio.wait_for(lab.task, 20)
+    in_a_loop(play())
+    told[0].join()
+    assert lab.bench.trial.steps >= 20 and not lab.running and lab.controls["pause"].disabled and not lab.controls["run"].disabled
+    assert f"step {lab.bench.trial.steps}:" in lab.status.value and traces_of(lab)["total"].x[-1] == lab.bench.trial.steps
+
+
+def test_one_answers_at_a_time(lab):
+    "A control is answered from another thread while a callback is at work, and is neither lost nor drawn in between."
+    order, begun = [], Event()
+    def slow():
+        with lab.silently():
+            order.append("begun")
+            begun.set()
+            time.sleep(.2)
+            order.append("done")
+    other = Thread(target=lambda: begun.wait(5) and lab.answer("quick", lambda: order.append("answered"))())
+    other.start()
+    lab.answer("slow", slow)()
+    other.join()
+    assert order == ["begun", "done", "answered"]
+
+
 def test_a_run_ends_by_itself_and_a_second_lab_ends_the_first(known):
     first, second = ModuleLab(known), ModuleLab(known, most=12)
     async def play():
@@ -286,6 +320,7 @@ def test_a_run_ends_by_itself_and_a_second_lab_ends_the_first(known):
         await asyncio.gather(first.task, second.task)
     in_a_loop(play())
     assert second.bench.trial.steps == 12 and not first.running and not second.running
+    assert not first.controls["run"].disabled and first.controls["pause"].disabled  # it can be run again
 
 
 def test_reset_and_run_at_once_leave_one_run(lab):
