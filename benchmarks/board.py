@@ -2,7 +2,7 @@
 
     python benchmarks/board.py    the runs are made up: random predictions of 6 clips a subject, 50 epochs
 
-`first` reads every fold, `one more` is a refresh after another fold was finished, `nothing new` is what happens every five seconds in between.
+`first` reads all but the last five folds, `one more` is a refresh after another fold was finished, `nothing new` is what happens every five seconds in between.
 """
 import json
 import tempfile

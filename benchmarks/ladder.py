@@ -1,6 +1,6 @@
 """What each departure of the preset `best` is worth: leave-one-subject-out with one of them taken back at a time.
 
-    python benchmarks/ladder.py --data ROOT --database casme2 --out runs/ladder [--only NAME ...]
+    python benchmarks/ladder.py [--data ROOT --database casme2] [--out runs/ladder] [--only NAME ...]
 
 Finished rows are kept in OUT and read again; the table is printed and written to OUT/ladder.csv.
 """
@@ -50,8 +50,8 @@ def least_squares_displacements(path, checksum, reach, device):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--database", default="casme2")
+    parser.add_argument("--data", default="data_samples")
+    parser.add_argument("--database", default="folder")
     parser.add_argument("--out", type=Path, default=Path("runs/ladder"))
     parser.add_argument("--only", nargs="*", choices=list(STEPS), default=list(STEPS))
     options = parser.parse_args()

@@ -128,7 +128,7 @@ class FoldData:
         boxes:Tensor|None=None, # (clips,9,4) instead of the AU boxes
         inner:Collection[str]=(), # subject_ids of `choose_inner`: neither trained on nor tested
         displacements:Tensor|None=None, # (clips,2*apex_jitter+1,2,h,w) from the onset to the frames around the apex, known beforehand; 3: with strain
-        look:bool=True, # whether anybody looks at frames; they are half the work of a batch
+        look:bool=True, # whether anybody looks at frames; they are most of the work of a batch
         kind:str="au", # of the boxes: au or grid
         directed:bool=True, # whether the known displacements have a direction that a mirror reverses
         magnified:Tensor|None=None, # (clips,factors,H,W,3) uint8 of `magnified_apexes`: half of the labelled training pairs show one

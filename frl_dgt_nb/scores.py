@@ -112,7 +112,7 @@ def plot_embedding(
 )->Axes:
     "The t-SNE map of features by class."
     plot_points(ax, embed(features, perplexity, seed), labels, held_out, names)
-    ax.set(xticks=[], yticks=[], xlabel=f"t-SNE 1 (no unit; perplexity {perplexity:g})", ylabel="t-SNE 2", title=title)
+    ax.set(xticks=[], yticks=[], xlabel=f"t-SNE 1 (no unit; perplexity {min(perplexity, (len(features) - 1) / 3):.3g})", ylabel="t-SNE 2", title=title)
     return ax
 
 # %% ../nbs/40_scores.ipynb #400015
