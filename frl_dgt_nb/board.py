@@ -160,12 +160,13 @@ class LosoBoard(Panel):
 
     def refresh(self) -> None:
         "Read what is new, and draw if anything is."
-        if not self.watch.read() and self.state == self.watch.begun: return
-        self.state, found = self.watch.begun, so_far(self.watch)
-        draw_board(self.watch, found, self.figure)
-        self.controls["told"].value = headline(self.watch, found)
-        if found: self.offer({"cell": (self.cells(found["confusion"]), self.controls["cell"].value)})
-        self.list_clips()
+        with self.turn:
+            if not self.watch.read() and self.state == self.watch.begun: return
+            self.state, found = self.watch.begun, so_far(self.watch)
+            draw_board(self.watch, found, self.figure)
+            self.controls["told"].value = headline(self.watch, found)
+            if found: self.offer({"cell": (self.cells(found["confusion"]), self.controls["cell"].value)})
+            self.list_clips()
 
     def cells(self, matrix:list[list[int]]) -> list[tuple[str, int]]:
         "What can be listed, the fullest cells of mistakes first."

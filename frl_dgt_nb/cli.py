@@ -83,5 +83,5 @@ def main(
         print(f"frl-dgt: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"frl-dgt: {stop or 'stopped'}", file=sys.stderr)
+        print(f"frl-dgt: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130

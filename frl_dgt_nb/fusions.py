@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .controls import find_row
-from .inspecting import PairView, check_model, choose_model, open_faces
+from .inspecting import PairView, answer, check_model, choose_model, open_faces
 from .model import FRLDGT
 from .plots import patch_map
 from .regions import REGION_NAMES
@@ -46,13 +46,13 @@ def skip_attention(
 @torch.inference_mode()
 def both_weights(view:PairView) -> tuple[Weights, Weights, np.ndarray]: # of a view with a model; without attention, with it; probabilities (classes,)
     "All weights of a pair, kept with it."
-    def answer():
+    def asked():
         (onset, apex), boxes = view.pair, torch.as_tensor(view.boxes)[None]
         out = view.model(onset, apex, boxes, view.displacement())
         without = skip_attention(view.model, view.model.look(onset, apex, view.displacement()), boxes)
         plain = lambda parts: Weights(*(None if part is None else part[0].numpy() for part in parts))
-        return plain(without), plain((out.local_weights, out.global_weights, out.full_weights)), out.logits.softmax(-1)[0].numpy()
-    return view.keep("weights", answer)
+        return plain(without), plain((out.local_weights, out.global_weights, out.full_weights)), answer(view.model, onset, apex, boxes, view.displacement(), out.logits)[0].numpy()
+    return view.keep("weights", asked)
 
 # %% ../nbs/42_fusions.ipynb #420009
 MEAN = -1 # in the place of a head's number: the mean of all

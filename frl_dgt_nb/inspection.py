@@ -74,16 +74,16 @@ class Inspection:
     def open_clip(self, row:int) -> None: # of store.index
         "A clip, at its labelled pair."
         entry = self.store.index.iloc[row]
-        self.row, self.look.frame, self.look.spotted = row, int(entry["apex"]), False
-        self.open_pair(int(entry["onset"]), int(entry["apex"]))
+        self.open_pair(int(entry["onset"]), int(entry["apex"]), row)
+        self.look.frame, self.look.spotted = int(entry["apex"]), False
 
-    def open_pair(self, onset:int, apex:int) -> None: # positions in the clip
-        "Two frames of the clip."
-        if (key := (self.row, onset, apex)) not in self.views:
-            model = choose_model(self.given, self.run, self.clip["subject_id"])
+    def open_pair(self, onset:int, apex:int, row:int|None=None) -> None: # positions in the clip; row: of another clip
+        "Two frames of the clip. If they can't be opened all stays as it is."
+        if (key := (self.row if row is None else row, onset, apex)) not in self.views:
+            model = choose_model(self.given, self.run, self.store.index["subject_id"].iloc[key[0]])
             self.views[key] = PairView(self.store, *key, model and check_model(model, self.store))
         if len(self.views) > 12: self.views.popitem(last=False)
-        self.view = self.views[key]
+        self.row, self.view = key[0], self.views[key]
         self.boxes = self.view.boxes.copy()
         if self.view.truth is None and self.look.source == "truth": self.look.source = "module"
         if self.view.truth is None and self.look.map == "error": self.look.map = "colours"

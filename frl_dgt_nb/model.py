@@ -8,7 +8,6 @@ __all__ = ['Output', 'resize', 'smooth_noise', 'show_displacement', 'FRLDGT', 'c
 
 # %% ../nbs/23_model.ipynb #46397203
 import json
-import os
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +16,12 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from .config import PRESETS, ModelConfig
 from .dgm import DisplacementModule, displacement_size, scale_gradient
+from .files import write_atomic
 from .flow import dynamic_image, optical_flow
 from .fusion import FullFaceFusion, GlobalFusion, LocalFusion
 from .guided import SHRINK, load_guided
@@ -169,9 +169,7 @@ def save_weights(
     "Weights and running statistics to safetensors, with the settings as JSON in its metadata."
     path = Path(path)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(state, part, metadata={"frl_dgt_config": json.dumps(asdict(model.config))})
-    os.replace(part, path)
+    write_atomic(path, save(state, metadata={"frl_dgt_config": json.dumps(asdict(model.config))}))
     return path
 
 # %% ../nbs/23_model.ipynb #e668eaf4

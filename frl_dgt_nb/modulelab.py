@@ -82,9 +82,10 @@ class ModuleLab(Panel):
 
     def weigh(self) -> None:
         "Other weights: another loss of the same displacement."
-        self.set_up()
-        self.bench.history[-1] = self.bench.record()
-        self.show("losses")
+        with self.turn:
+            self.set_up()
+            self.bench.history[-1] = self.bench.record()
+            self.show("losses")
 
     def choose_kind(self) -> None:
         "Field or module, each at its own rate."
@@ -98,17 +99,19 @@ class ModuleLab(Panel):
 
     def reset(self) -> None:
         "From the start, and still."
-        self.running = False
-        self.set_up()
-        self.bench.reset()
-        self.show()
+        with self.turn:
+            self.running = False
+            self.set_up()
+            self.bench.reset()
+            self.show()
 
     def show_clip(self, row:int) -> None: # of store.index
         "Another pair."
-        self.running = False
-        self.bench.open_clip(row)
-        self.offer_all()
-        self.show()
+        with self.turn:
+            self.running = False
+            self.bench.open_clip(row)
+            self.offer_all()
+            self.show()
 
     def first_clip(self) -> None:
         "Of another subject or database."

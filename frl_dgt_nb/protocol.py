@@ -115,9 +115,10 @@ def pair_runs(
     both = a.merge(b, on="clip_id", suffixes=("_a", "_b"))
     if len(odd := both[both.label_a != both.label_b]):
         raise ValueError(f"{len(odd)} of {len(both)} clips have other labels in {run_b} than in {run_a}: {told(odd.clip_id)}; were the same classes asked for?")
+    if (n := config_a["model"]["classes"]) != (m := config_b["model"]["classes"]): raise ValueError(f"{run_a} has {n} classes and {run_b} has {m}; runs are compared with the same classes")
     column = SELECTIONS[selection]
     both = both.rename(columns={"subject_id_a": "subject_id", "label_a": "label", f"{column}_a": "a", f"{column}_b": "b"})
-    return both[["clip_id", "subject_id", "label", "a", "b"]], config_a["model"]["classes"], differences(config_a, config_b)
+    return both[["clip_id", "subject_id", "label", "a", "b"]], n, differences(config_a, config_b)
 
 # %% ../nbs/36_protocol.ipynb #360038
 def mcnemar(

@@ -59,12 +59,13 @@ class RunWatch:
 
     def read(self) -> bool: # whether anything is new
         "Read what has changed since the last time."
-        before, self.files = self.files, {}
+        before, files = self.files, {}
         for path in (self.run / "config.json", self.run / "report.json", *sorted(self.run.glob("folds/*.json"))):
             stamp, known = stamp_of(path), before.get(path)
-            if stamp and known and known[0] == stamp: self.files[path] = known
-            elif stamp and (found := self.parse(path)) is not None: self.files[path] = stamp, found
-        return {path: stamp for path, (stamp, _) in self.files.items()} != {path: stamp for path, (stamp, _) in before.items()}
+            if stamp and known and known[0] == stamp: files[path] = known
+            elif stamp and (found := self.parse(path)) is not None: files[path] = stamp, found
+        self.files = files # at once: somebody may be looking
+        return {path: stamp for path, (stamp, _) in files.items()} != {path: stamp for path, (stamp, _) in before.items()}
 
     def content(self, name:str) -> dict: return self.files.get(self.run / f"{name}.json", (None, {}))[1]
 

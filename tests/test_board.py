@@ -2,6 +2,7 @@
 import asyncio
 import json
 import shutil
+from threading import Thread
 
 import numpy as np
 import pandas as pd
@@ -314,3 +315,19 @@ def test_a_still_where_no_kernel_is(done): assert {"image/jpeg", "text/plain"} <
 
 
 def test_fold_rows_is_none_for_what_is_no_fold(): assert fold_rows({}) is None and fold_rows({"probabilities": [[[1., 0, 0]]], "clip_ids": ["a", "b"], "labels": [0], "subject_id": "x"}) is None
+
+
+def test_read_in_a_cell_while_the_page_is_answered(growing):
+    "Two threads look at one board, and neither sees it half read."
+    board, failed = LosoBoard(growing), []
+    def look():
+        try:
+            for _ in range(100):
+                board.state = None  # something new
+                board.refresh()
+                assert board.watch.folds
+        except Exception as error: failed.append(error)
+    lookers = [Thread(target=look) for _ in range(2)]
+    for each in lookers: each.start()
+    for each in lookers: each.join()
+    assert not failed

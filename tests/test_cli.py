@@ -214,6 +214,10 @@ def test_interrupted(monkeypatch, capsys):
     monkeypatch.setitem(cli.COMMANDS, "prepare", stopped)
     monkeypatch.setitem(cli.BY_HAND, "prepare", {})
     assert main(["prepare"]) == 130 and "3 of 8 folds" in capsys.readouterr().err
+    def silent(): raise KeyboardInterrupt
+    silent.__doc__ = "Stops."
+    monkeypatch.setitem(cli.COMMANDS, "prepare", silent)
+    assert main(["prepare"]) == 130 and capsys.readouterr().err == "frl-dgt: stopped\n"
 
 
 def test_loso_writes_all_of_a_run(finished):

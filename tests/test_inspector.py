@@ -517,3 +517,13 @@ def test_the_first_clip_is_the_one_asked_for_and_its_liveliest_region_is_chosen(
     assert inspector.controls["clip"].value == inspector.seen.row == list(known.index["clip_id"]).index("play/02/c1")
     for name in ("picture", "factor", "frame", "source", "map", "still", "arrows", "length", "limit"): assert inspector.controls[name].value == getattr(inspector.seen.look, name), name
     assert inspector.controls["region"].value == inspector.seen.look.region == np.hypot(*inspector.seen.vectors.T).argmax()
+
+
+def test_a_clip_that_cannot_be_opened_leaves_the_other_one(store, run, tmp_path):
+    "The weights of one fold are torn: the widget says so and goes on showing, and exporting, what it showed."
+    shutil.copytree(run, tmp_path / "run")
+    fold_path(tmp_path / "run", store.index.subject_id.iloc[-1], ".safetensors").write_bytes(b"torn")
+    inspection = Inspection(tmp_path / "run", store=store, out=tmp_path)
+    row, view, shown = inspection.row, inspection.view, inspection.look.frame
+    with pytest.raises(ValueError): inspection.open_clip(len(store.index) - 1)
+    assert (inspection.row, inspection.view, inspection.look.frame) == (row, view, shown)

@@ -1,3 +1,4 @@
+import os
 from dataclasses import asdict, fields, replace
 
 import pytest
@@ -302,3 +303,16 @@ def test_every_setting_says_where_it_comes_from():
         line = next(line for line in source.splitlines() if line.strip().startswith(f"{field.name}:"))
         comment = line.split("#", 1)[1]
         assert "Guess" in comment or any(c.isdigit() for c in comment), line
+
+
+def test_weights_can_be_read_by_whoever_can_read_the_folder(tmp_path):
+    (tmp_path / "beside").touch()
+    assert save_weights(make(), tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "beside").stat().st_mode
+
+
+def test_a_full_disk_is_an_error_of_the_disk_and_leaves_nothing(tmp_path, monkeypatch):
+    good = save_weights(make(), tmp_path / "m.safetensors").read_bytes()
+    def full(_): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"): save_weights(make(), tmp_path / "m.safetensors")
+    assert (tmp_path / "m.safetensors").read_bytes() == good and len(list(tmp_path.iterdir())) == 1

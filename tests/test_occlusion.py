@@ -7,7 +7,8 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import spearmanr
 
 from finished_run import finished_run, small_store
-from frl_dgt_nb.answers import fold_models, open_finished, pair_data
+from frl_dgt_nb.answers import fold_models, open_finished
+from frl_dgt_nb.fusions import both_weights
 from frl_dgt_nb.inspecting import PairView, ask, freeze
 from frl_dgt_nb.occlusion import agreement_table, answer, another_clip, freeze_boxes, occlusion_table, plot_occlusion, random_boxes, rank_correlation
 from frl_dgt_nb.regions import au_boxes
@@ -40,24 +41,20 @@ def test_where_nobody_sees_frames_there_are_none():
 
 @pytest.mark.parametrize("kind", ["guided", "plain"])
 def test_table_says_what_the_inspector_says(kind):
-    "One pair, region by region, by other code; the inspector leaves the mirror out, so it is left out here, too."
+    "One pair, region by region, by other code; and with nothing frozen, what the run itself says, its mirror image averaged where it has one."
     store, run = small_store(), finished_run(kind)
     found = open_finished(store, run)
     _, model = next(fold_models(found))
-    table = occlusion_table(store, run, progress=False) if kind == "plain" else None
+    assert model.config.mirror == (kind == "guided")
+    table = occlusion_table(store, run, progress=False)
     view = PairView(store, 2, model=model)
     whole, weights = ask(view, view.boxes)
     frozen = np.stack([ask(view, view.boxes, k)[0] for k in range(9)])
-    if kind == "plain":
-        part = table[table.clip_id == store.index.clip_id[2]]
-        assert np.allclose(part["drop"], (whole - frozen)[:, whole.argmax()], atol=1e-4) and np.allclose(part.weight, weights, atol=1e-4)
-        assert np.allclose(part.drop_true, (whole - frozen)[:, store.index.label[2]], atol=1e-4)
-        assert (part.changed == (frozen.argmax(1) != whole.argmax())).all() and (part.prediction == whole.argmax()).all()
-    else:
-        object.__setattr__(model.config, "mirror", False)
-        data = pair_data(store, found.config)
-        batch = next(data.test_batches(clips=torch.tensor([2])))
-        with torch.no_grad(): assert np.allclose(answer(model, None, None, batch.boxes, batch.displacement), whole, atol=1e-4)
+    part = table[table.clip_id == store.index.clip_id[2]]
+    assert np.allclose(part["drop"], (whole - frozen)[:, whole.argmax()], atol=1e-4) and np.allclose(part.weight, weights, atol=1e-4)
+    assert np.allclose(part.drop_true, (whole - frozen)[:, store.index.label[2]], atol=1e-4)
+    assert (part.changed == (frozen.argmax(1) != whole.argmax())).all() and (part.prediction == whole.argmax()).all()
+    assert np.allclose(whole, found.table.filter(regex="^p_").iloc[2], atol=1e-4) and np.allclose(both_weights(view)[2], whole, atol=1e-6)
 
 
 def test_table_has_a_row_a_clip_and_region(table):

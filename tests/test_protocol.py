@@ -248,3 +248,12 @@ def test_damaged_runs(runs, tmp_path, break_it, told):
     break_it(run)
     for use in (read_predictions, selection_table, lambda run: compare_runs(runs[0], run)):
         with pytest.raises(ValueError, match=told): use(run)
+
+
+def test_other_classes_are_refused_in_either_order(tmp_path):
+    make_run(tmp_path / "three"), make_run(tmp_path / "four")
+    config = json.loads((tmp_path / "four/config.json").read_text())
+    config["model"]["classes"] = 4
+    (tmp_path / "four/config.json").write_text(json.dumps(config))
+    for a, b in (("three", "four"), ("four", "three")):
+        with pytest.raises(ValueError, match="3 classes|4 classes"): compare_runs(tmp_path / a, tmp_path / b)
