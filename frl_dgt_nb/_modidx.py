@@ -443,6 +443,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'frl_dgt_nb/flowpictures.py')},
             'frl_dgt_nb.folds': { 'frl_dgt_nb.folds.best_epoch': ('folds.html#best_epoch', 'frl_dgt_nb/folds.py'),
                                   'frl_dgt_nb.folds.differences': ('folds.html#differences', 'frl_dgt_nb/folds.py'),
+                                  'frl_dgt_nb.folds.face_settings': ('folds.html#face_settings', 'frl_dgt_nb/folds.py'),
                                   'frl_dgt_nb.folds.finish_run': ('folds.html#finish_run', 'frl_dgt_nb/folds.py'),
                                   'frl_dgt_nb.folds.fold_path': ('folds.html#fold_path', 'frl_dgt_nb/folds.py'),
                                   'frl_dgt_nb.folds.inner_epoch': ('folds.html#inner_epoch', 'frl_dgt_nb/folds.py'),

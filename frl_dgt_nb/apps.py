@@ -109,7 +109,8 @@ def store_of(run:Path) -> Path|None:
     "The store in stores/, beside a run, that the run was made on."
     from frl_dgt_nb.watching import read_whole
     data = (read_whole(run / "config.json") or {}).get("data")
-    same = lambda told: told and data and all(data.get(key) == value for key, value in told.items() if key != "root")
+    plain = lambda told: {key: value for key, value in told.items() if key not in ("root", "with_face")}
+    same = lambda told: told and data and plain(told) == plain(data)
     return next((path.parent for path in sorted((run.parent / "stores").glob("*/settings.json")) if same(read_whole(path))), None)
 
 def board(run:Path, store:Path|None=None, host:str="localhost", port:PositiveInt=8866, no_token:bool=False, no_browser:bool=False)->None:

@@ -29,7 +29,7 @@ from .devices import pick_device
 from .dgm import face_mask, remove_affine_drift
 from .files import write_atomic
 from .flow import FLOWS, optical_flow, optical_strain
-from .folds import finish_run, fold_path, load_fold, open_run, write_json
+from .folds import face_settings, finish_run, fold_path, load_fold, open_run, write_json
 from .sampling import choose_inner, fold_generator, fold_seed
 from .store import FaceStore
 
@@ -160,8 +160,7 @@ def baseline_settings(store:FaceStore, name:str, flow:str="dis", steady:bool=Fal
     for key, least in (("inner", 0), ("epochs", 1), ("batch_size", 2), ("store_every", 1)):
         if train.get(key, least) < least: raise ValueError(f"{key} must be at least {least}, got {train[key]}")
     if not train.get("rate", 1) > 0: raise ValueError(f"rate must be positive, got {train['rate']}")
-    data = {key: value for key, value in store.settings.items() if key != "root"} | {"with_face": len(store)}
-    return json.loads(json.dumps({"seed": seed, "model": model, "train": train, "data": data}))
+    return json.loads(json.dumps({"seed": seed, "model": model, "train": train, "data": face_settings(store)}))
 
 # %% ../nbs/34_baselines.ipynb #34c011
 def stored_inputs(store:FaceStore, out:Path, settings:dict)->Tensor:

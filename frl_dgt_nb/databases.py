@@ -52,9 +52,9 @@ def as_text(cell:object) -> str:
 
 def as_frame(cell:str, name:str) -> int: # cell is from as_text; name is onset, apex or offset, for the message
     "A cell as frame number. `ValueError` if it is none, such as the `/` of a clip without apex."
-    if not re.fullmatch(r"\d+", cell):
+    if not re.fullmatch(r"\d+(\.0+)?", cell): # pandas writes 67.0 where another row is blank
         raise ValueError(f"{name} frame is {cell!r}, not a number" if cell else f"{name} frame is not given")
-    return int(cell)
+    return int(float(cell))
 
 # %% ../nbs/02_databases.ipynb #c013
 def mend_offset(numbers:list[int], apex:int, offset:int) -> int: # numbers are those of the frames there are
@@ -206,7 +206,7 @@ def folder_label(row:pd.Series, classes:int) -> int|None:
     "The label of a row: its column `label` if that is filled, else from its emotion."
     if not (given := row.get("label", "")):
         return label_of(row["emotion"], classes)
-    if given not in map(str, range(classes)):
+    if (given := re.sub(r"\.0+$", "", given)) not in map(str, range(classes)):
         raise ValueError(f"label {given!r} is not one of 0 to {classes - 1}")
     return int(given)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .dgm import face_mask, remove_affine_drift
 from .flow import dynamic_image, optical_flow, optical_strain
-from .folds import fold_path, read_settings
+from .folds import differences, face_settings, fold_path, read_settings
 from .guided import load_guided
 from .model import FRLDGT, load_model
 from .regions import MIRROR_ORDERS, REGION_NAMES, crop_boxes, face_boxes, mirror_boxes
@@ -43,8 +43,8 @@ def open_faces(
     if not isinstance(found, FaceStore):
         if not Path(found).is_dir(): raise ValueError(f"there is no folder {found}; wanted a store that `prepare` has filled, or a run of `frl-dgt loso`")
         found = FaceStore(found)
-    if run and read_settings(run)["data"].get("checksum") != found.settings["checksum"]:
-        raise ValueError(f"{run} was made on other clips than {found.path} holds; name the store of that run with store=")
+    if run and (other := differences(read_settings(run)["data"], face_settings(found))):
+        raise ValueError(f"{run} was made on other clips than {found.path} holds, or on other faces ({'; '.join(other)}); name the store of that run with store=")
     return found, run
 
 # %% ../nbs/41_inspecting.ipynb #410009

@@ -224,7 +224,7 @@ def prepare(
         check_settings(out, settings)
         return FaceStore(out)
     with writing(out), wait_for(out / ".lock"):
-        for name in ("index.parquet", "settings.json", "journal.jsonl", "frames.npy") if overwrite else ():
+        for name in ("index.parquet", "settings.json", "journal.jsonl", "frames.npy", *(path.name for path in out.glob("known-*.npy"))) if overwrite else ():
             (out / name).unlink(missing_ok=True)
         if (out / "settings.json").is_file():
             check_settings(out, settings)

@@ -1,10 +1,11 @@
 """The readers against look-alikes of CASME II with its traps, and against tables with mistakes."""
 import openpyxl
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frl_dgt_nb.databases import as_text, choose_subjects, counts, find_books, find_subjects, list_frames, mend_offset, read_folder, walk
+from frl_dgt_nb.databases import as_frame, as_text, choose_subjects, counts, find_books, find_subjects, folder_label, list_frames, mend_offset, read_folder, walk
 from frl_dgt_nb.official import read_casme2, read_database
 
 HEADINGS = ["Subject", "Filename", None, "OnsetFrame", "ApexFrame", "OffsetFrame", None, "Action Units", "Estimated Emotion"]
@@ -186,3 +187,9 @@ def test_data_samples():
     table = counts(database)
     assert not database.excluded and not database.notes
     assert len(table) - 1 >= 8 and (table.iloc[:, :3] > 0).all().all() # every class in every subject
+
+
+def test_numbers_as_pandas_writes_them_beside_a_blank():
+    assert as_frame("67.0", "apex") == 67 and folder_label(pd.Series({"label": "2.0", "emotion": ""}), 3) == 2
+    for wrong in ("67.5", "", "-1.0", "/"):
+        with pytest.raises(ValueError, match="apex frame"): as_frame(wrong, "apex")

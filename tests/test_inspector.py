@@ -1,5 +1,6 @@
 """The inspector without a browser: what is opened, what is computed of a pair, what is drawn, and what each control changes. tests/test_browser.py looks at the page."""
 import base64
+import json
 import shutil
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
+from frl_dgt_nb.apps import store_of
 from frl_dgt_nb.canvas import arrow_lines, blank_figure, box_lines, hover_cells, label_places, motion_colors, picture_source, ramp, region_at, region_names, robust_maximum
 from frl_dgt_nb.dgm import remove_affine_drift
 from frl_dgt_nb.folds import fold_path
@@ -527,3 +529,19 @@ def test_a_clip_that_cannot_be_opened_leaves_the_other_one(store, run, tmp_path)
     row, view, shown = inspection.row, inspection.view, inspection.look.frame
     with pytest.raises(ValueError): inspection.open_clip(len(store.index) - 1)
     assert (inspection.row, inspection.view, inspection.look.frame) == (row, view, shown)
+
+
+def test_faces_with_other_apexes_are_not_those_of_the_run(store, run, tmp_path):
+    "The same clips, but spotted, or aligned in another way: the checksum alone doesn't tell."
+    homes = [tmp_path / "stores" / name for name in ("a-spotted", "b")]
+    for home in homes: shutil.copytree(store.path, home)
+    settings = homes[0] / "settings.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"spotted": "all"}))
+    with pytest.raises(ValueError, match="made on other clips.*spotted"): open_faces(run, homes[0])
+    shutil.copytree(run, tmp_path / "run")
+    assert store_of(tmp_path / "run") == homes[1]
+    config = tmp_path / "run/config.json"
+    told = json.loads(config.read_text())
+    config.write_text(json.dumps(told | {"data": told["data"] | {"spotted": "all"}}))
+    assert store_of(tmp_path / "run") == homes[0]
+    with pytest.raises(ValueError, match="made on other clips.*spotted"): open_faces(tmp_path / "run", homes[1])

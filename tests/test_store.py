@@ -184,7 +184,9 @@ def test_images_changed_under_the_same_names_are_noticed(database, tmp_path):
     cv2.imwrite(str(own[0].frames[2]), np.zeros((320, 320, 3), np.uint8))
     with pytest.raises(ValueError, match="checksum"):
         prepare(own, tmp_path / "store", SIZE, progress=False)
+    (tmp_path / "store/known-dis-1-0.npy").touch()
     anew = prepare(own, tmp_path / "store", SIZE, progress=False, overwrite=True)
+    assert not list((tmp_path / "store").glob("known-*"))  # flows of the frames that were
     assert not anew.frames[2].any()
 
 
