@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lab readme data bench clean
+.PHONY: demo test lab book readme data bench clean
 
 $(READY): settings.ini setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -17,13 +17,19 @@ test: $(READY)  ## every check
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/check.sh
 
 lab: $(READY)  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+book: $(READY)  ## after a change to a notebook: formatted, exported, cleaned, linked, README made
+	$(BIN)/ruff format --quiet . && $(BIN)/ruff check --quiet --fix .
+	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev-export && PATH="$(CURDIR)/$(BIN):$$PATH" nbdev-clean
+	$(BIN)/python scripts/book.py
+	$(BIN)/python scripts/readme.py
 
 readme: $(READY)  ## README.md from nbs/index.ipynb
 	$(BIN)/python scripts/readme.py
 
 data: $(READY)  ## data_samples/ anew, from its fixed seed
-	$(BIN)/python -m frl_dgt_nb.simulate data_samples
+	$(BIN)/python -m frl_dgt_nb.simulate.samples data_samples
 
 bench: $(READY)
 	for f in benchmarks/*.py; do $(BIN)/python $$f; done

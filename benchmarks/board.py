@@ -4,6 +4,7 @@
 
 `first` reads all but the last five folds, `one more` is a refresh after another fold was finished, `nothing new` is what happens every five seconds in between.
 """
+
 import json
 import tempfile
 import time
@@ -12,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from frl_dgt_nb.board import LosoBoard
-from frl_dgt_nb.folds import fold_path
+from frl_dgt_nb.training.run_folder import fold_path
+from frl_dgt_nb.widgets.board import LosoBoard
 
 CLIPS, EPOCHS = 6, 50
 
@@ -21,8 +22,19 @@ CLIPS, EPOCHS = 6, 50
 def write_fold(run, number, generator):
     "A fold as `save_fold` would have left it."
     subject, chances = f"made/{number:02}", generator.dirichlet(np.ones(3), (EPOCHS, CLIPS))
-    fold = {"subject_id": subject, "clip_ids": [f"{subject}/c{k}" for k in range(CLIPS)], "labels": [k % 3 for k in range(CLIPS)], "probabilities": chances.tolist(),
-            "epochs": [*range(1, EPOCHS + 1)], "losses": [{"total": loss, "classification": loss} for loss in np.geomspace(1.1, .2, EPOCHS) * generator.uniform(.8, 1.2)], "seconds": 60., "device": "cpu"}
+    fold = {
+        "subject_id": subject,
+        "clip_ids": [f"{subject}/c{k}" for k in range(CLIPS)],
+        "labels": [k % 3 for k in range(CLIPS)],
+        "probabilities": chances.tolist(),
+        "epochs": [*range(1, EPOCHS + 1)],
+        "losses": [
+            {"total": loss, "classification": loss}
+            for loss in np.geomspace(1.1, 0.2, EPOCHS) * generator.uniform(0.8, 1.2)
+        ],
+        "seconds": 60.0,
+        "device": "cpu",
+    }
     fold_path(run, subject).write_text(json.dumps(fold))
 
 
@@ -32,7 +44,9 @@ def times(act, tries=1):
     for _ in range(tries):
         clock, processor = time.perf_counter(), time.process_time()
         act()
-        told.append((1000 * (time.perf_counter() - clock), 1000 * (time.process_time() - processor)))
+        told.append(
+            (1000 * (time.perf_counter() - clock), 1000 * (time.process_time() - processor))
+        )
     return np.median(told, 0)
 
 
@@ -41,7 +55,8 @@ def main():
     for folds in (22, 68):
         generator, run = np.random.default_rng(0), Path(tempfile.mkdtemp())
         (run / "folds").mkdir()
-        for number in range(folds - 5): write_fold(run, number, generator)
+        for number in range(folds - 5):
+            write_fold(run, number, generator)
         boards = []
         rows[folds, "first"] = times(lambda: boards.append(LosoBoard(run)))
         told = []

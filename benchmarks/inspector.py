@@ -4,6 +4,7 @@
 
 `seconds of the processor` don't depend on what else the machine does, `on the clock` does. The first visit to a clip computes its motion; after that it is kept.
 """
+
 import sys
 import tempfile
 import time
@@ -14,13 +15,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from frl_dgt_nb.databases import read_folder
-from frl_dgt_nb.inspector import DisplacementInspector
-from frl_dgt_nb.model import FRLDGT, PRESETS
-from frl_dgt_nb.store import FaceStore, prepare
+from frl_dgt_nb.data.databases import read_folder
+from frl_dgt_nb.data.store import FaceStore, prepare
+from frl_dgt_nb.model.config import PRESETS
+from frl_dgt_nb.model.frldgt import FRLDGT
+from frl_dgt_nb.widgets.inspector import DisplacementInspector
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT = 150 # ms
+LIMIT = 150  # ms
 
 
 def times(act, values):
@@ -29,35 +31,76 @@ def times(act, values):
     for value in values:
         processor, clock = time.process_time(), time.perf_counter()
         act(value)
-        told.append((1000 * (time.process_time() - processor), 1000 * (time.perf_counter() - clock)))
+        told.append(
+            (1000 * (time.process_time() - processor), 1000 * (time.perf_counter() - clock))
+        )
     return told
 
 
 def main(store=None, preset="best"):
     torch.manual_seed(0)
-    store = FaceStore(store) if store else prepare(read_folder(ROOT / "data_samples"), ROOT / "runs/stores/data_samples", progress=False)
+    store = (
+        FaceStore(store)
+        if store
+        else prepare(
+            read_folder(ROOT / "data_samples"), ROOT / "runs/stores/data_samples", progress=False
+        )
+    )
     inspector = DisplacementInspector(store, FRLDGT(PRESETS[preset]), out=tempfile.mkdtemp())
     controls, last = inspector.controls, int(store.index["n_frames"].iloc[0]) - 1
     turn = lambda name: lambda value: setattr(controls[name], "value", value)
-    rows = {"clip, first visit": times(turn("clip"), controls["clip"].options and [row for _, row in controls["clip"].options][1:]),
-            "clip, seen before": times(turn("clip"), [0, 1, 0, 1, 0])}
-    tries = dict(picture=["frame", "onset", "apex", "magnified", "blink", "difference", "magnified"], factor=[3, 7, 12, 20, 30], map=["magnitude", "strain", "error", "face", "colours"] * 2,
-                 source=["optical flow", "truth", "dynamic image", "module"] * 2, still=[False, True] * 3, arrows=[0, 20, 40, 16], length=[2, 4, 1], limit=[.5, 1, 0],
-                 frame=[0, 1, 2, last], region=[*range(9), *range(9)], moments=[(0, last), (0, 2), (0, last), (0, 2)])
+    rows = {
+        "clip, first visit": times(
+            turn("clip"),
+            controls["clip"].options and [row for _, row in controls["clip"].options][1:],
+        ),
+        "clip, seen before": times(turn("clip"), [0, 1, 0, 1, 0]),
+    }
+    tries = dict(
+        picture=["frame", "onset", "apex", "magnified", "blink", "difference", "magnified"],
+        factor=[3, 7, 12, 20, 30],
+        map=["magnitude", "strain", "error", "face", "colours"] * 2,
+        source=["optical flow", "truth", "dynamic image", "module"] * 2,
+        still=[False, True] * 3,
+        arrows=[0, 20, 40, 16],
+        length=[2, 4, 1],
+        limit=[0.5, 1, 0],
+        frame=[0, 1, 2, last],
+        region=[*range(9), *range(9)],
+        moments=[(0, last), (0, 2), (0, last), (0, 2)],
+    )
     for name, values in tries.items():
-        for value in values: # known options alone
-            if hasattr(controls[name], "options") and value not in [option[-1] if isinstance(option, tuple) else option for option in controls[name].options]: break
+        for value in values:  # known options alone
+            if hasattr(controls[name], "options") and value not in [
+                option[-1] if isinstance(option, tuple) else option
+                for option in controls[name].options
+            ]:
+                break
         else:
-            times(turn(name), values) # the first visit computes
+            times(turn(name), values)  # the first visit computes
             rows[name] = times(turn(name), values)
     box = inspector.seen.boxes[inspector.seen.look.region].tolist()
-    drag = lambda by: inspector.move_box(SimpleNamespace(x0=box[0] + by, x1=box[2] + by, y0=box[1], y1=box[3]))
+    drag = lambda by: inspector.move_box(
+        SimpleNamespace(x0=box[0] + by, x1=box[2] + by, y0=box[1], y1=box[3])
+    )
     rows["a box dragged (asks the model twice)"] = times(drag, [3, 6, 9, 12])
-    table = pd.DataFrame({name: {"processor, median": np.median([p for p, _ in told]), "processor, worst": max(p for p, _ in told), "clock, median": np.median([c for _, c in told])}
-                          for name, told in rows.items()}).T
-    print(f"ms a redraw, {store.settings['size']}x{store.settings['size']}, model {preset}, {torch.get_num_threads()} thread(s)")
+    table = pd.DataFrame(
+        {
+            name: {
+                "processor, median": np.median([p for p, _ in told]),
+                "processor, worst": max(p for p, _ in told),
+                "clock, median": np.median([c for _, c in told]),
+            }
+            for name, told in rows.items()
+        }
+    ).T
+    print(
+        f"ms a redraw, {store.settings['size']}x{store.settings['size']}, model {preset}, {torch.get_num_threads()} thread(s)"
+    )
     print(table.to_string(float_format="{:.0f}".format))
-    slow = table.index[table["processor, median"] > LIMIT].drop("clip, first visit", errors="ignore")
+    slow = table.index[table["processor, median"] > LIMIT].drop(
+        "clip, first visit", errors="ignore"
+    )
     print(f"all within {LIMIT} ms" if slow.empty else f"over {LIMIT} ms: {', '.join(slow)}")
 
 

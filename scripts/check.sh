@@ -24,7 +24,7 @@ clean_notebooks() { # nbdev-clean changes nothing
 }
 
 same_export() { # nbdev-export, into the copy, gives the modules that are here
-    rm -rf "$copy"/frl_dgt_nb/[!_]*.py "$copy/frl_dgt_nb/_modidx.py"
+    find "$copy/frl_dgt_nb" -name "*.py" ! -path "$copy/frl_dgt_nb/__init__.py" -delete
     (cd "$copy" && nbdev-export) && diff -r -x __pycache__ frl_dgt_nb "$copy/frl_dgt_nb" ||
         { echo "run nbdev-export and commit what it changes; never edit a module by hand"; return 1; }
 }
@@ -46,24 +46,30 @@ import importlib, pkgutil, sys
 from pathlib import Path
 import frl_dgt_nb
 assert Path(frl_dgt_nb.__file__).is_relative_to(sys.argv[1]), frl_dgt_nb.__file__
-names = [module.name for module in pkgutil.iter_modules(frl_dgt_nb.__path__)]
-for name in names: importlib.import_module(f"frl_dgt_nb.{name}")
+names = [module.name for module in pkgutil.walk_packages(frl_dgt_nb.__path__, "frl_dgt_nb.")]
+for name in names: importlib.import_module(name)
+for name in frl_dgt_nb.__all__: getattr(frl_dgt_nb, name)
 print(f"{len(names)} modules import")
 PYTHON
         ) || { echo "${archive##*/} does not work once installed"; return 1; }
     done
 }
 
+lines() { ruff format --check . && ruff check .; }
+
 step "a copy of the tree" copy_tree
 step "nbdev-clean makes no difference" clean_notebooks
 step "nbdev-export makes no difference" same_export
 step "README.md is up to date" python scripts/readme.py --check
-step "sizes, paths, import order, requirements" python scripts/tidy.py
+step "lines: ruff format and lint" lines
+step "who imports what" python scripts/structure.py --check
+step "links, references, texts of pictures" python scripts/book.py --check
+step "sizes, paths, requirements" python scripts/tidy.py
 step "wheel and sdist, each in a clean environment" archives
 # Where there is a Chromium, pytest has run every notebook in JupyterLab, the same cells; once is enough.
 notebooks() { if python -c 'import sys; sys.path.insert(0, "tests"); import jupyter_page; sys.exit(not jupyter_page.READY)'; then echo "pytest ran them in JupyterLab"; else nbdev-test --n-workers 2 --timing; fi; }
 
-step "pytest" python -m pytest -n 2 --dist loadfile --no-loadscope-reorder # the browser files, few tests but long, come early: two processes end together
+step "pytest" python -m pytest -n 2 --dist loadgroup # groups: tests/conftest.py
 step "notebooks" notebooks
 printf '\n%d seconds in all\n%d passed, %d failed\n' $((SECONDS - began)) "$passed" "$failed"
 [ "$failed" -eq 0 ]

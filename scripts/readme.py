@@ -1,4 +1,5 @@
 """README.md from nbs/index.ipynb; with --check, say whether it is up to date and change nothing."""
+
 import sys
 from pathlib import Path
 
@@ -17,9 +18,16 @@ def render() -> str:
     notebook.cells = [cell for cell in notebook.cells if not cell.source.startswith("#| hide")]
     body, resources = MarkdownExporter().from_notebook_node(notebook)
     if resources.get("outputs"):
-        raise SystemExit("nbs/index.ipynb stores pictures as outputs; link files under nbs/images/ instead, to keep README.md light")
-    body = body.replace("](../", "](@root/").replace("](images/", "](nbs/images/").replace("](@root/", "](")
-    for name in sorted(path.name for path in (ROOT / "nbs").glob("*.ipynb")):
+        raise SystemExit(
+            "nbs/index.ipynb stores pictures as outputs; link files under nbs/images/ instead, to keep README.md light"
+        )
+    body = (
+        body.replace("](../", "](@root/")
+        .replace("](images/", "](nbs/images/")
+        .replace("](@root/", "](")
+    )
+    for path in sorted((ROOT / "nbs").rglob("[!.]*.ipynb")):
+        name = path.relative_to(ROOT / "nbs").as_posix()
         body = body.replace(f"]({name})", f"](nbs/{name})")
     return NOTICE + body.strip() + "\n"
 

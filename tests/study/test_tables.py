@@ -1,0 +1,386 @@
+"""Tables of made-up runs against values computed by hand; order of rows whose truth is known."""
+
+import json
+from dataclasses import asdict
+from itertools import permutations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import permutation_test
+
+from frl_dgt_nb.model.config import ModelConfig
+from frl_dgt_nb.study.tables import (
+    COMPOSITE,
+    Row,
+    holm,
+    order_holds,
+    order_text,
+    plot_rows,
+    readable_table,
+    row_state,
+    score_rows,
+    write_table,
+)
+from frl_dgt_nb.training.protocol import compare_runs
+from frl_dgt_nb.training.settings import TrainConfig
+
+
+def make_run(folder, labels, predictions, subjects, databases="ours", seconds=7.0):
+    "The files of a finished run that predicted this"
+    frame = pd.DataFrame(
+        {
+            "database": databases,
+            "subject": subjects,
+            "label": labels,
+            "prediction": predictions,
+            "oracle_prediction": labels,
+        }
+    )
+    frame["subject_id"] = frame.database + "/" + frame.subject
+    frame["clip_id"] = [f"{subject}/c{i}" for i, subject in enumerate(frame.subject_id)]
+    (folder / "folds").mkdir(parents=True)
+    frame.to_parquet(folder / "predictions.parquet")
+    config = {"seed": 0, "model": asdict(ModelConfig()), "train": asdict(TrainConfig()), "data": {}}
+    for name, content in (
+        ("config", config),
+        ("report", {"seconds": seconds, "oracle": {"uf1": 1.0, "uar": 1.0}}),
+    ):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return frame
+
+
+def known_runs(out, right, subjects=24, clips=6):
+    "Runs, each right in the given share of the clips of every subject: which clips, all have in common"
+    labels, owner = (
+        np.tile(np.arange(clips) % 3, subjects),
+        np.repeat([f"{s:02}" for s in range(subjects)], clips),
+    )
+    hard = np.concatenate([np.random.default_rng(s).permutation(clips) for s in range(subjects)])
+    for name, share in right.items():
+        make_run(
+            out / name, labels, np.where(hard < share * clips, labels, (labels + 1) % 3), owner
+        )
+    return [
+        Row(name, name, lambda folder: {}, paper={"full": (0.5 + 0.01 * i, 0.5)})
+        for i, name in enumerate(right)
+    ]
+
+
+LABELS, GUESSES = [0, 0, 1, 1, 2, 2], {"M9": [0, 0, 1, 1, 2, 0], "M1": [0, 1, 1, 1, 2, 0]}
+BY_HAND = {  # counts of class 0, 1, 2 -> F1 and recall of each
+    "M9": (np.mean([4 / 5, 1, 2 / 3]), np.mean([1, 1, 1 / 2])),
+    "M1": (np.mean([1 / 2, 4 / 5, 2 / 3]), np.mean([1 / 2, 1, 1 / 2])),
+}
+
+
+@pytest.fixture
+def small(tmp_path):
+    "Two rows of six clips of two databases, one that isn't finished, one that can't be run"
+    for name, guesses in GUESSES.items():
+        make_run(
+            tmp_path / name,
+            LABELS,
+            guesses,
+            ["a", "a", "b", "b", "a", "b"],
+            ["x", "x", "x", "y", "y", "y"],
+        )
+    (tmp_path / "M2/folds").mkdir(parents=True)
+    for fold in "abc":
+        (tmp_path / f"M2/folds/{fold}.json").touch()
+    run = lambda folder: {}
+    return [
+        Row("M1", "less <b>", run, paper={"full": (0.7, 0.6), "smic": (0.5, 0.4)}),
+        Row("M2", "half done", run, paper={"full": (0.77, 0.76)}),
+        Row("M3", "nothing yet", run),
+        Row("M9", "all", run, paper={"full": (0.812, 0.811)}),
+        Row("EMRNet", "another", paper={"full": (0.789, 0.782)}, note="needs CK+"),
+    ], tmp_path
+
+
+def test_values_by_hand(small):
+    table = score_rows(*small).set_index("row")
+    for name, (uf1, uar) in BY_HAND.items():
+        assert table.loc[name, ["uf1", "uar"]].tolist() == pytest.approx([uf1, uar])
+    assert table.loc["M1", "accuracy"] == pytest.approx(4 / 6) and table.loc["M1", "seconds"] == 7
+    assert (
+        table.loc["M1", "clips"] == 6
+        and table.loc["M1", "subjects"] == 4
+        and table.loc["M1", "data"] == "x, y"
+    )
+    assert (
+        table.loc["M1", "difference"] == pytest.approx(BY_HAND["M1"][0] - BY_HAND["M9"][0])
+        and table.loc["M1", "against"] == "M9"
+    )
+    assert table.loc["M1", "x_uf1"] == pytest.approx(np.mean([2 / 3, 2 / 3, 0])) and table.loc[
+        "M1", "y_uar"
+    ] == pytest.approx(np.mean([0, 1, 1 / 2]))  # 0 0 1 -> 0 1 1; 1 2 2 -> 1 2 0
+    assert table.loc[
+        "M1", ["paper_uf1", "paper_uar", "paper_smic_uf1", "paper_smic_uar"]
+    ].tolist() == [0.7, 0.6, 0.5, 0.4]
+    assert table.state.to_dict() == {
+        "M1": "finished",
+        "M2": "3 folds so far",
+        "M3": "not started",
+        "M9": "finished",
+        "EMRNet": "not run here",
+    }
+    assert table.loc[["M2", "M3", "EMRNet"], ["uf1", "difference", "p", "seconds"]].isna().all(
+        None
+    ) and pd.isna(table.loc["M9", "difference"])
+    assert table.paper_data.fillna("").tolist() == [COMPOSITE, COMPOSITE, "", COMPOSITE, COMPOSITE]
+
+
+def test_intervals_and_p_are_those_of_the_protocol(small):
+    rows, out = small
+    table, result = score_rows(rows, out).set_index("row"), compare_runs(out / "M9", out / "M1")
+    for column, value in (
+        ("uf1", result["b"]["uf1"]),
+        ("uar", result["b"]["uar"]),
+        ("difference", result["difference"]["uf1"]),
+    ):
+        assert table.loc[
+            "M1", [column, f"{column}_low", f"{column}_high"]
+        ].tolist() == pytest.approx([value["value"], value["low"], value["high"]])
+    assert table.loc["M1", "p"] == table.loc["M1", "p_holm"] == result["permutation"]["p"]
+
+
+def test_nothing_shows_the_oracle(small):
+    rows, out = small
+    table = score_rows(rows, out)
+    write_table(table, out, "t", "T")
+    assert (
+        "racle" not in (out / "t.csv").read_text() + (out / "t.html").read_text()
+        and table.uf1.max() < 0.9
+    )
+
+
+def test_files_have_every_row_and_the_papers_figures(small):
+    rows, out = small
+    table = score_rows(rows, out)
+    paths = write_table(
+        table,
+        out,
+        "table9",
+        "A & B",
+        ["about <it>"],
+        [("more", "text & more", pd.DataFrame({"x": [1]}))],
+    )
+    assert [path.name for path in paths] == ["table9.csv", "table9.html", "table9.png"] and paths[
+        2
+    ].read_bytes().startswith(b"\x89PNG")
+    page, again = paths[1].read_text(encoding="utf-8"), pd.read_csv(paths[0])
+    pd.testing.assert_frame_equal(
+        again[["row", "uf1", "p", "paper_uf1"]], table[["row", "uf1", "p", "paper_uf1"]]
+    )
+    for row in rows:
+        assert f"<td>{row.name}</td>" in page and all(
+            f"{value:.3f}" in page for value in row.paper.get("full", ())
+        )
+    assert (
+        f"on {COMPOSITE} (paper)" in page
+        and "on x, y (ours)" in page
+        and "needs CK+" in page
+        and "3 folds so far" in page
+    )
+    assert (
+        "less &lt;b&gt;" in page
+        and "about &lt;it&gt;" in page
+        and "A &amp; B" in page
+        and "data:image/png;base64," in page
+    )
+    assert 'src="http' not in page and "href" not in page
+
+
+def test_a_figure_of_the_paper_never_stands_under_our_heading(small):
+    text = readable_table(score_rows(*small))
+    ours, theirs = "on x, y (ours)", f"on {COMPOSITE} (paper)"
+    assert set(text.columns.get_level_values(0)) == {"", ours, theirs}
+    assert {name for side, name in text.columns if side == theirs} == {
+        "UF1",
+        "UAR",
+        "smic, UF1 / UAR",
+    }
+    assert text[theirs, "UF1"].tolist() == ["0.700", "0.770", "", "0.812", "0.789"] and text[
+        ours, "UF1"
+    ].tolist()[1:3] == ["3 folds so far", "not started"]
+    assert text[ours, "UF1"][4] == "not run here" and text[theirs, "smic, UF1 / UAR"].tolist() == [
+        "0.500 / 0.400",
+        "",
+        "",
+        "",
+        "",
+    ]
+    assert text[ours, "x, UF1 / UAR"][0] == "0.444 / 0.500" and text[ours, "x, UF1 / UAR"][2] == ""
+
+
+def test_before_anything_is_run(tmp_path):
+    rows = [
+        Row("M9", "all", lambda folder: {}, paper={"full": (0.8, 0.8)}),
+        Row("M1", "less", lambda folder: {}),
+    ]
+    table = score_rows(rows, tmp_path)
+    assert (
+        table.state.tolist() == ["not started"] * 2
+        and len(write_table(table, tmp_path, "t", "T")) == 3
+    )
+    assert "nothing can be said" in order_text(order_holds(table, tmp_path, ("M9", "M1")))
+
+
+def test_the_picture_has_both_kinds_of_marks(small):
+    figure = plot_rows(score_rows(*small))
+    left, right = figure.axes
+    labels = left.get_legend_handles_labels()[1]
+    assert {"paper, other data", "ours, 95 % by subject"} == set(labels)
+    paper = next(line for line in left.lines if line.get_label() == "paper, other data")
+    assert (
+        paper.get_markerfacecolor() == "none"
+        and np.nanmax(paper.get_xdata()) == 0.812
+        and [tick.get_text() for tick in left.get_yticklabels()]
+        == ["M1", "M2", "M3", "M9", "EMRNet"]
+    )
+
+
+def test_no_key_for_what_is_not_drawn(small):
+    quiet = plot_rows(score_rows(*small).assign(paper_uf1=np.nan)).axes[0]
+    assert quiet.get_legend_handles_labels()[1] == ["ours, 95 % by subject"]
+
+
+def test_parts_of_a_row_with_three_figures(tmp_path):
+    "Table 3 gives accuracy, and one of its rows no UAR."
+    table = score_rows([Row("S", "s", paper={"full": (0.542, None, 0.560)})], tmp_path, "CASME II")
+    assert (
+        table.paper_accuracy.tolist() == [0.56]
+        and table.paper_uar.isna().all()
+        and table.paper_data.tolist() == ["CASME II"]
+    )
+    text = readable_table(table)["on CASME II (paper)"]
+    assert text.to_dict("records") == [{"UF1": "0.542", "UAR": "", "accuracy": "0.560"}]
+
+
+@given(st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=9))
+@settings(max_examples=200, deadline=None)
+def test_holm(p):
+    "By its definition: step down through the sorted p; and never less strict than each alone, never stricter than Bonferroni."
+    adjusted, real = holm(p), [(value, i) for i, value in enumerate(p) if value == value]
+    running = 0.0
+    for step, (value, i) in enumerate(sorted(real)):
+        running = max(running, min(1.0, value * (len(real) - step)))
+        assert adjusted[i] == pytest.approx(running)
+        assert value <= adjusted[i] + 1e-12 <= min(1, value * len(real)) + 1e-9
+    assert np.isnan(adjusted).sum() == len(p) - len(real)
+
+
+RIGHT = {
+    "M0": 2 / 6,
+    "M5": 3 / 6,
+    "M3": 4 / 6,
+    "M4": 5 / 6,
+    "M9": 1.0,
+}  # the paper's order, far apart
+
+
+def test_an_order_that_is_there(tmp_path):
+    table = score_rows(rows := known_runs(tmp_path, RIGHT), tmp_path)
+    pairs = order_holds(table, tmp_path)
+    assert (
+        len(pairs) == 10
+        and (pairs.finding == "as in the paper").all()
+        and (pairs.difference > 0).all()
+        and (pairs.low <= pairs.difference).all()
+    )
+    assert (
+        "The paper's order holds here." in order_text(pairs)
+        and " < ".join(RIGHT) in order_text(pairs)
+        and len(rows) == 5
+    )
+
+
+def test_an_order_that_is_turned_round(tmp_path):
+    table = score_rows(known_runs(tmp_path, dict(zip(RIGHT, reversed(RIGHT.values())))), tmp_path)
+    pairs = order_holds(table, tmp_path)
+    assert (
+        (pairs.finding == "against the paper").all()
+        and "0 point the same way" in order_text(pairs)
+        and "does not hold" in order_text(pairs)
+    )
+
+
+def test_one_pair_against_the_paper_is_named(tmp_path):
+    table = score_rows(known_runs(tmp_path, RIGHT | {"M9": 4.5 / 6, "M4": 1.0}), tmp_path)
+    pairs = order_holds(table, tmp_path).set_index(["worse", "better"])
+    assert (
+        pairs.finding["M4", "M9"] == "against the paper"
+        and (pairs.finding == "against the paper").sum() == 1
+    )
+    assert "against the paper: M4 < M9 (-" in order_text(pairs.reset_index())
+
+
+def test_equal_runs_say_nothing(tmp_path):
+    table = score_rows(known_runs(tmp_path, dict.fromkeys(RIGHT, 4 / 6)), tmp_path)
+    pairs = order_holds(table, tmp_path)
+    assert (pairs.finding == "not told apart").all() and (pairs.difference == 0).all()
+    assert "neither confirm nor refute" in order_text(
+        pairs
+    ) and "As in the paper: none; against the paper: none" in order_text(pairs)
+
+
+def test_few_subjects_can_say_nothing_and_this_is_said(tmp_path):
+    table = score_rows(known_runs(tmp_path, RIGHT, subjects=8), tmp_path)
+    pairs = order_holds(table, tmp_path)
+    assert (
+        pairs.finding == "not told apart"
+    ).all() and "no p can be smaller than 0.0078" in order_text(pairs)
+    one = order_holds(
+        table, tmp_path, ("M0", "M9")
+    )  # a single pair has nothing to be corrected for
+    assert one.finding.tolist() == ["as in the paper"] and "no p can" not in order_text(one)
+
+
+def test_the_order_asked_for_is_the_papers_not_that_of_the_names(tmp_path):
+    table = score_rows(known_runs(tmp_path, RIGHT), tmp_path)
+    for names in list(permutations(RIGHT))[:5]:
+        assert list(dict.fromkeys(order_holds(table, tmp_path, names).worse)) == [
+            "M0",
+            "M5",
+            "M3",
+            "M4",
+        ]
+
+
+def test_p_against_scipy(tmp_path):
+    "The p of a difference is that of a permutation test that swaps the runs' predictions by subject."
+    from frl_dgt_nb.training.metrics import score_counts, subject_counts
+
+    rows = known_runs(tmp_path, {"M1": 4 / 6, "M9": 5 / 6}, subjects=9)
+    counts = [
+        subject_counts(
+            *(lambda t: (t.label, t.prediction, t.subject_id))(
+                pd.read_parquet(tmp_path / name / "predictions.parquet")
+            )
+        )
+        for name in ("M1", "M9")
+    ]
+    uf1 = lambda which: score_counts(which.sum(0))["uf1"]
+    places = np.arange(9)
+    apart = lambda a, b: (
+        uf1(np.where((a < 9)[:, None, None], counts[0], counts[1]))
+        - uf1(np.where((b < 9)[:, None, None], counts[0], counts[1]))
+    )
+    theirs = permutation_test(
+        (places, places + 9), apart, permutation_type="samples", n_resamples=np.inf
+    )
+    assert score_rows(rows, tmp_path).set_index("row").p["M1"] == pytest.approx(theirs.pvalue)
+
+
+def test_state_of_a_row(tmp_path):
+    row = Row("M1", "one", lambda folder: {})
+    assert row_state(row, tmp_path) == "not started"
+    (tmp_path / "M1/folds").mkdir(parents=True)
+    assert row_state(row, tmp_path) == "not started"
+    (tmp_path / "M1/folds/a.json").touch(), (tmp_path / "M1/folds/b.safetensors").touch()
+    assert row_state(row, tmp_path) == "1 folds so far"
+    (tmp_path / "M1/report.json").touch()
+    assert row_state(row, tmp_path) == "finished"
