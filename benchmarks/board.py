@@ -1,8 +1,10 @@
-"""How long the board takes to read a run and to draw it, for runs of 22 and of 68 folds: the kernel's part, from the look at the folder to the last message sent.
+"""How long the board takes to read a run and to draw it, for runs of 22 and of 68 folds: the kernel's part, from
+the look at the folder to the last message sent.
 
     python benchmarks/board.py    the runs are made up: random predictions of 6 clips a subject, 50 epochs
 
-`first` reads all but the last five folds, `one more` is a refresh after another fold was finished, `nothing new` is what happens every five seconds in between.
+`first` reads all but the last five folds, `one more` is a refresh after another fold was finished, `nothing new`
+is what happens every five seconds in between.
 """
 
 import json

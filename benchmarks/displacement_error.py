@@ -1,11 +1,12 @@
-"""Endpoint error, on the face, of both displacement modules against Farneback, DIS, least squares and zero, where the true motion is known.
+"""Endpoint error, on the face, of both displacement modules against Farneback, DIS, least squares and zero, where
+the true motion is known.
 
     python benchmarks/displacement_error.py [ROOT [folder|casme2]] [--steps N] [--width N] [--seed S]
 
-The module is trained self-supervised, by the paper's losses, on random pairs of the same clips, at half the size; the
-guided module has its shipped weights, from simulated heads that are in neither set. Errors in pixels of the
-aligned face at 256: as it is, less the head's drift as a median vector, less it as the affine field nearest in L1; then where the true motion
-exceeds a fifth of a pixel, and the cosine there.
+The module is trained self-supervised, by the paper's losses, on random pairs of the same clips, at half the size;
+the guided module has its shipped weights, from simulated heads that are in neither set. Errors in pixels of the
+aligned face at 256: as it is, less the head's drift as a median vector, less it as the affine field nearest in L1;
+then where the true motion exceeds a fifth of a pixel, and the cosine there.
 """
 
 import argparse
@@ -32,15 +33,20 @@ from frl_dgt_nb.model.dgm import (
 from frl_dgt_nb.model.guided import evidence, least_squares, load_guided
 from frl_dgt_nb.model.warp import to_motion
 
-to_tensor = lambda frames: torch.tensor(np.ascontiguousarray(frames)).movedim(-1, -3).float() / 255
+
+def to_tensor(frames):
+    return torch.tensor(np.ascontiguousarray(frames)).movedim(-1, -3).float() / 255
 
 
 def classical(flow, onset, apex):
     "A flow of OpenCV for a batch: (B,2,H,W), motion of the onset's points in pixels."
-    gray = lambda x: [
-        cv2.cvtColor(np.uint8(frame.permute(1, 2, 0) * 255 + 0.5), cv2.COLOR_RGB2GRAY)
-        for frame in x
-    ]
+
+    def gray(x):
+        return [
+            cv2.cvtColor(np.uint8(frame.permute(1, 2, 0) * 255 + 0.5), cv2.COLOR_RGB2GRAY)
+            for frame in x
+        ]
+
     return torch.stack(
         [torch.from_numpy(flow(a, b)).permute(2, 0, 1) for a, b in zip(gray(onset), gray(apex))]
     )
@@ -88,12 +94,12 @@ def guided(onset, apex, damping=0.03):
 def errors(estimate, truth_px, face):
     "One row of the table: means over the clips."
     moving = face & (truth_px.norm(dim=1) > 0.2)
-    cosine = lambda a, b: (
-        ((a * b).sum(1) * moving).sum((1, 2))
-        / ((a.square().sum(1) * moving).sum((1, 2)) * (b.square().sum(1) * moving).sum((1, 2)))
-        .sqrt()
-        .clamp(min=1e-9)
-    )
+
+    def cosine(a, b):
+        return ((a * b).sum(1) * moving).sum((1, 2)) / (
+            (a.square().sum(1) * moving).sum((1, 2)) * (b.square().sum(1) * moving).sum((1, 2))
+        ).sqrt().clamp(min=1e-9)
+
     median, affine = remove_drift(estimate, face), remove_affine_drift(estimate, face)
     row = {
         "face": endpoint_error(estimate, truth_px, face),
@@ -134,7 +140,8 @@ def main(root, database, steps, width, seed):
     }
     estimates["least squares"], estimates["guided module"] = guided(onset, apex)
     print(
-        f"{len(rows)} clips, largest true motion {truth_px.norm(dim=1).amax((1, 2)).median():.2f} px (median); a step of 16 pairs takes {ms:.0f} ms of CPU"
+        f"{len(rows)} clips, largest true motion {truth_px.norm(dim=1).amax((1, 2)).median():.2f} px (median); "
+        f"a step of 16 pairs takes {ms:.0f} ms of CPU"
     )
     print(
         pd.DataFrame(

@@ -1,4 +1,5 @@
-"""What the fusion layers cost: Eq. 5-7 as written, absorbed, and fusion after attention; then nine regions in a loop or through vmap.
+"""What the fusion layers cost: Eq. 5-7 as written, absorbed, and fusion after attention; then nine regions in a
+loop or through vmap.
 
 python benchmarks/fusion.py [cpu|cuda]
 """
@@ -65,7 +66,10 @@ def fusion_row(name, form, tokens, device):
 def vmapped(local, crops):
     "The nine modules as one call over stacked weights."
     parameters, buffers = torch.func.stack_module_state(list(local.regions))
-    one = lambda p, b, crop: torch.func.functional_call(local.regions[0], (p, b), (crop,))
+
+    def one(p, b, crop):
+        return torch.func.functional_call(local.regions[0], (p, b), (crop,))
+
     return torch.func.vmap(one, in_dims=(0, 0, 1), out_dims=1, randomness="different")(
         parameters, buffers, crops
     )
@@ -98,7 +102,9 @@ if __name__ == "__main__":
     if device == "cpu":
         torch.set_num_threads(1)
     print(
-        f"torch {torch.__version__}, {torch.cuda.get_device_name() if device.startswith('cuda') else 'one CPU thread'}, C={DIM}, h={HEADS}, batch {BATCH}\n"
+        f"torch {torch.__version__}, "
+        f"{torch.cuda.get_device_name() if device.startswith('cuda') else 'one CPU thread'}, "
+        f"C={DIM}, h={HEADS}, batch {BATCH}\n"
     )
     forms = {"before, plain": FusionPlain, "before, absorbed": FusionBefore, "after": FusionAfter}
     rows = [

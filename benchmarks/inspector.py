@@ -1,8 +1,10 @@
-"""How long the inspector takes to answer each control: the kernel's part, from the changed value to the last message sent.
+"""How long the inspector takes to answer each control: the kernel's part, from the changed value to the last
+message sent.
 
     python benchmarks/inspector.py [STORE] [PRESET]    default: data_samples, with an untrained model of the preset best
 
-`seconds of the processor` don't depend on what else the machine does, `on the clock` does. The first visit to a clip computes its motion; after that it is kept.
+`seconds of the processor` don't depend on what else the machine does, `on the clock` does. The first visit to a
+clip computes its motion; after that it is kept.
 """
 
 import sys
@@ -48,7 +50,10 @@ def main(store=None, preset="best"):
     )
     inspector = DisplacementInspector(store, FRLDGT(PRESETS[preset]), out=tempfile.mkdtemp())
     controls, last = inspector.controls, int(store.index["n_frames"].iloc[0]) - 1
-    turn = lambda name: lambda value: setattr(controls[name], "value", value)
+
+    def turn(name):
+        return lambda value: setattr(controls[name], "value", value)
+
     rows = {
         "clip, first visit": times(
             turn("clip"),
@@ -80,9 +85,12 @@ def main(store=None, preset="best"):
             times(turn(name), values)  # the first visit computes
             rows[name] = times(turn(name), values)
     box = inspector.seen.boxes[inspector.seen.look.region].tolist()
-    drag = lambda by: inspector.move_box(
-        SimpleNamespace(x0=box[0] + by, x1=box[2] + by, y0=box[1], y1=box[3])
-    )
+
+    def drag(by):
+        return inspector.move_box(
+            SimpleNamespace(x0=box[0] + by, x1=box[2] + by, y0=box[1], y1=box[3])
+        )
+
     rows["a box dragged (asks the model twice)"] = times(drag, [3, 6, 9, 12])
     table = pd.DataFrame(
         {
@@ -95,7 +103,8 @@ def main(store=None, preset="best"):
         }
     ).T
     print(
-        f"ms a redraw, {store.settings['size']}x{store.settings['size']}, model {preset}, {torch.get_num_threads()} thread(s)"
+        f"ms a redraw, {store.settings['size']}x{store.settings['size']}, model {preset}, "
+        f"{torch.get_num_threads()} thread(s)"
     )
     print(table.to_string(float_format="{:.0f}".format))
     slow = table.index[table["processor, median"] > LIMIT].drop(

@@ -44,7 +44,7 @@ STEPS = {  # name: model settings, training settings
 
 
 def least_squares_displacements(path, checksum, reach, device):
-    "In place of `known_displacements`: registered, damped least squares, nothing learnt."
+    "In place of `precomputed_displacements`: registered, damped least squares, nothing learnt."
     store, found = FaceStore(path), []
     for i in range(len(store)):
         row = store.index.iloc[i]
@@ -72,9 +72,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(STEPS), default=list(STEPS))
     options = parser.parse_args()
     store = prepare(read_database(options.data, options.database), options.out / "store")
-    trained, rows = training.known_displacements, []
+    trained, rows = training.precomputed_displacements, []
     for name in options.only:
-        training.known_displacements = (
+        training.precomputed_displacements = (
             least_squares_displacements if name.startswith("damped") else trained
         )
         model, train = replace(MODEL, **STEPS[name][0]), replace(TRAIN, **STEPS[name][1])

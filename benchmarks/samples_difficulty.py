@@ -2,9 +2,10 @@
 
     python benchmarks/samples_difficulty.py [ROOT] [folder|casme2]
 
-Onset and apex are aligned at 128x128, the flow between them is averaged to 24x24, and one balanced logistic regression is fitted
-per left-out subject. The table gives pooled UF1: `flow` is Farneback's, `no drift` has its median subtracted (the head's shift),
-`truth` is the simulator's own displacement, a ceiling. Nothing is chosen on the result: every row is shown.
+Onset and apex are aligned at 128x128, the flow between them is averaged to 24x24, and one balanced logistic
+regression is fitted per left-out subject. The table gives pooled UF1: `flow` is Farneback's, `no drift` has its
+median subtracted (the head's shift), `truth` is the simulator's own displacement, a ceiling. Nothing is chosen on
+the result: every row is shown.
 """
 
 import sys

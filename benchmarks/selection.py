@@ -1,8 +1,10 @@
-"""What it is worth to choose the epoch: the preset `best`, its last epoch, the one chosen on held-out training subjects, and the oracle's.
+"""What it is worth to choose the epoch: the preset `best`, its last epoch, the one chosen on held-out training
+subjects, and the oracle's.
 
     python benchmarks/selection.py --data ROOT --database casme2 --inner 4 --seeds 0 1 --out runs/selection
 
-A run for each seed; finished ones in OUT are read again. With --inner 0 nobody is held out, and there is no inner epoch.
+A run for each seed; finished ones in OUT are read again. With --inner 0 nobody is held out, and there is no inner
+epoch.
 """
 
 import argparse

@@ -2,11 +2,13 @@
 
     python benchmarks/spotting.py [ROOT [folder|casme2]] [--loso RUNS] [--seed S] [--long N] [--rendered N]
 
-First table: clips cut at their known onset and offset. Second: untrimmed clips of 40 frames, made from the onset frames and true displacements
-of the set (a head that drifts, turns and comes nearer; light; noise; a blink in each). Third, with --rendered N (wants the
-extra `sim`): N heads rendered by notebook 05, two clips of 40 frames each, one of them with a blink. Errors are means over the clips, in frames. `as [33]` is the region
-method on frames as they are aligned, without smoothing. With --loso, the preset `best` is trained and tested on stores with spotted
-apexes, a run in a folder of RUNS for each; it takes minutes to an hour, and goes on where it was interrupted.
+First table: clips cut at their known onset and offset. Second: untrimmed clips of 40 frames, made from the onset
+frames and true displacements of the set (a head that drifts, turns and comes nearer; light; noise; a blink in
+each). Third, with --rendered N (wants the extra `sim`): N heads rendered by the simulator, two clips of 40 frames
+each, one of them with a blink. Errors are means over the clips, in frames. `as [33]` is the region method on
+frames as they are aligned, without smoothing. With --loso, the preset `best` is trained and tested on stores with
+spotted apexes, a run in a folder of RUNS for each; it takes minutes to an hour, and goes on where it was
+interrupted.
 """
 
 import argparse
@@ -125,12 +127,15 @@ def rendered(heads, seed, frames=40):
                 scale = np.sqrt(
                     np.linalg.det(alignment_transform(detect_landmarks(studio.shoot(rest)))[:, :2])
                 )
-                largest = lambda moves: (
-                    scale
-                    * np.linalg.norm(
-                        true_displacement(rest, rest + moves, studio.size, 4), axis=-1
-                    ).max()
-                )
+
+                def largest(moves):
+                    return (
+                        scale
+                        * np.linalg.norm(
+                            true_displacement(rest, rest + moves, studio.size, 4), axis=-1
+                        ).max()
+                    )
+
                 moves, lids = action_field(actions), unit_field("45")
                 part, shut = (
                     envelope(frames, onset, apex, offset) * actions.amplitude / largest(moves),
@@ -192,13 +197,15 @@ def main(root, database, loso, seed, long, heads, workers):
     with tempfile.TemporaryDirectory() as folder:
         store = prepare(read_database(root, database), Path(folder) / "store", progress=False)
         print(
-            f"{len(store)} clips cut at onset and offset\n{measure([cut(store, row) for row in range(len(store))], True).to_string()}\n",
+            f"{len(store)} clips cut at onset and offset\n"
+            f"{measure([cut(store, row) for row in range(len(store))], True).to_string()}\n",
             flush=True,
         )
         rows = [row for row in range(len(store)) if store.truth(row) is not None]
         if rows := rows[:: max(1, len(rows) // max(long, 1))][:long]:
             print(
-                f"{len(rows)} untrimmed clips of 40 frames\n{measure([played(store, row, seed) for row in rows], False).to_string()}\n",
+                f"{len(rows)} untrimmed clips of 40 frames\n"
+                f"{measure([played(store, row, seed) for row in rows], False).to_string()}\n",
                 flush=True,
             )
         if heads:

@@ -1,8 +1,10 @@
-"""How long the laboratory and the view of the weights take to answer each control: the kernel's part, from the changed value to the last message sent.
+"""How long the laboratory and the view of the weights take to answer each control: the kernel's part, from the
+changed value to the last message sent.
 
     python benchmarks/widgets.py [STORE] [PRESET]    default: data_samples, with an untrained model of the preset best
 
-The inspector has a table of its own, inspector.py. `seconds of the processor` don't depend on what else the machine does, `on the clock` does.
+The inspector has a table of its own, inspector.py. `seconds of the processor` don't depend on what else the
+machine does, `on the clock` does.
 """
 
 import sys
@@ -47,7 +49,10 @@ def turned(widget, tries):
     "Times of each control, after a first visit that computes what is kept."
     rows = {}
     for name, values in tries.items():
-        turn = lambda value: setattr(widget.controls[name], "value", value)
+
+        def turn(value):
+            return setattr(widget.controls[name], "value", value)
+
         times(turn, values)
         rows[name] = times(turn, values)
     return rows
@@ -84,7 +89,8 @@ def main(store=None, preset="best"):
         }
     ).T
     print(
-        f"ms a redraw, {store.settings['size']}x{store.settings['size']}, {lab.bench.side}x{lab.bench.side} in the laboratory, model {preset}, {torch.get_num_threads()} thread(s)"
+        f"ms a redraw, {store.settings['size']}x{store.settings['size']}, "
+        f"{lab.bench.side}x{lab.bench.side} in the laboratory, model {preset}, {torch.get_num_threads()} thread(s)"
     )
     print(table.to_string(float_format="{:.0f}".format))
     slow = [

@@ -1,5 +1,7 @@
-"""What a book has and a folder of notebooks hasn't: links from each lesson to the next, one target for every reference, a text
-for every picture. Without `--check`, writes the links and carries the texts of pictures to where readers' programs look.
+"""What a book has and a folder of notebooks hasn't.
+
+Links from each lesson to the next, one target for every reference, a text for every picture. Without `--check`, writes
+the links and carries the texts of pictures to where readers' programs look.
 
     python scripts/book.py [--check]
 """

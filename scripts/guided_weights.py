@@ -1,7 +1,7 @@
-"""Weights of the guided displacement module, from simulated heads alone: `python scripts/guided_weights.py` (on two cores 3.5 minutes for the
-heads, 12 for the training).
+"""Weights of the guided displacement module, from simulated heads alone: `python scripts/guided_weights.py`
 
-No frame of `data_samples/` (seed 2026) or of any database is used. Heads are kept in runs/guided_heads.npz, so that a second run only trains.
+On two cores 3.5 minutes for the heads, 12 for the training. No frame of `data_samples/` (seed 2026) or of any database
+is used. Heads are kept in runs/guided_heads.npz, so that a second run only trains.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def photograph(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def neutral_frames(
     person: int, seed: int, frames: int = 4, size: int = 320
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    "A person at rest, `frames` times with drift, light and noise, aligned by the first: (frames,256,256,3) uint8, (68,2)."
+    "A person at rest, `frames` times with drift, light and noise, aligned: (frames,256,256,3) uint8, (68,2)."
     rng = np.random.default_rng([seed, person])
     with Studio(draw_person(rng), rng, size) as studio:
         turn, shift = rng.normal(0, [2.5, 3, 2]), rng.normal(0, [0.02, 0.02, 0])

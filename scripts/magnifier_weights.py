@@ -1,8 +1,8 @@
-"""Weights of learned magnification, from rendered heads alone: `python scripts/magnifier_weights.py` (on two busy cores 12 minutes for the
-heads and 17 for the training).
+"""Weights of learned magnification, from rendered heads alone: `python scripts/magnifier_weights.py` (on two busy
+cores 12 minutes for the heads and 17 for the training).
 
-No frame of `data_samples/` (seed 2026) or of any database is used. Heads are kept in runs/magnified_heads.npz (0.6 GB), so that a second run only
-trains.
+No frame of `data_samples/` (seed 2026) or of any database is used. Heads are kept in runs/magnified_heads.npz (0.6
+GB), so that a second run only trains.
 """
 
 import argparse

@@ -1,4 +1,6 @@
-"""The house in numbers, and its rule: which room may import which. `--check` fails on an import that breaks the rule, and names its line.
+"""The house in numbers, and its rule: which room may import which.
+
+`--check` fails on an import that breaks the rule, and names its line.
 
 python scripts/structure.py [--check] [ROOT]        ROOT: another checkout, to compare with
 """

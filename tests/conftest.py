@@ -1,4 +1,8 @@
-"""What all tests share. With several processes (`-n 2 --dist loadgroup`) a file is one piece of work, so that its fixtures are made once; the notebooks are two."""
+"""What all tests share.
+
+With several processes (`-n 2 --dist loadgroup`) a file is one piece of work, so that its fixtures are made once. The
+notebooks, which take longest, are two.
+"""
 
 import pytest
 

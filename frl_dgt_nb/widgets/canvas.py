@@ -5,9 +5,9 @@ all of that is changed in place, without ever being built again."""
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREY', 'CELL', 'WHERE', 'HOVER', 'PANELS', 'WIDTH', 'HEIGHT', 'LAYOUT', 'ramp', 'motion_colors',
-           'robust_maximum', 'arrow_lines', 'picture_source', 'axes_of', 'wheel_source', 'on', 'image_trace',
-           'line_trace', 'note', 'blank_traces', 'titles_of', 'blank_figure', 'put', 'box_lines', 'label_places',
-           'hover_cells', 'region_at', 'region_names']
+           'robust_maximum', 'arrow_lines', 'picture_source', 'layout_axes', 'wheel_source', 'on_panel', 'image_trace',
+           'line_trace', 'text_at', 'blank_traces', 'panel_titles', 'blank_figure', 'update_trace', 'box_lines',
+           'label_places', 'hover_cells', 'region_at', 'region_names']
 
 # %% ../../nbs/7_widgets/03_canvas.ipynb #410002
 from base64 import b64encode
@@ -107,7 +107,7 @@ PANELS = {
 }  # axis -> x and y of the panel, of 0..1
 
 # %% ../../nbs/7_widgets/03_canvas.ipynb #410012-2
-def axes_of(size: int) -> dict:
+def layout_axes(size: int) -> dict:
     "Layout of the six panels: pictures keep their shape and their pixels, the face and its map are zoomed together."
     told = {}
     for name, (x, y) in PANELS.items():
@@ -163,28 +163,28 @@ def wheel_source(side: int = 91) -> str:
     )
 
 # %% ../../nbs/7_widgets/03_canvas.ipynb #410013-2
-def on(ax: str) -> dict:  # the number of a panel, "" of the first
+def on_panel(ax: str) -> dict:  # the number of a panel, "" of the first
     "Where a trace belongs."
     return dict(xaxis=f"x{ax}", yaxis=f"y{ax}")
 
 # %% ../../nbs/7_widgets/03_canvas.ipynb #410013-3
 def image_trace(name: str, ax: str) -> go.Image:
     "A picture, to be filled."
-    return go.Image(name=name, hoverinfo="skip", **on(ax))
+    return go.Image(name=name, hoverinfo="skip", **on_panel(ax))
 
 # %% ../../nbs/7_widgets/03_canvas.ipynb #410013-4
 def line_trace(name: str, ax: str, color: str, width: float = 1.5, **more) -> go.Scatter:
     "A line that the mouse doesn't see."
     return go.Scatter(
         name=name,
-        **on(ax),
+        **on_panel(ax),
         mode="lines",
         line=dict(color=color, width=width),
         **dict(hoverinfo="skip") | more,
     )
 
 # %% ../../nbs/7_widgets/03_canvas.ipynb #410013-5
-def note(x: float, y: float, **more) -> dict:
+def text_at(x: float, y: float, **more) -> dict:
     "A text of the figure, at x and y of 0..1."
     return (
         dict(
@@ -294,9 +294,9 @@ LAYOUT = dict(
 )
 
 # %% ../../nbs/7_widgets/03_canvas.ipynb #410014-2
-def titles_of(panels: dict[str, tuple]) -> list[dict]:
+def panel_titles(panels: dict[str, tuple]) -> list[dict]:
     "An empty title above each panel."
-    return [note(x[0], y[1] + 0.008) for x, y in panels.values()]
+    return [text_at(x[0], y[1] + 0.008) for x, y in panels.values()]
 
 # %% ../../nbs/7_widgets/03_canvas.ipynb #410014-3
 def blank_figure(
@@ -304,7 +304,7 @@ def blank_figure(
 ) -> go.Figure:  # a FigureWidget, or for tests and files a Figure
     "The inspector's figure, to be filled by `fill`."
     layout = (
-        axes_of(size)
+        layout_axes(size)
         | LAYOUT
         | dict(
             width=WIDTH * scale,
@@ -312,9 +312,9 @@ def blank_figure(
             barmode="group",
             bargap=0.25,
             annotations=[
-                *titles_of(PANELS),
-                note(0.8125, 0.81, xanchor="center", font_size=11, yanchor="top"),
-                note(
+                *panel_titles(PANELS),
+                text_at(0.8125, 0.81, xanchor="center", font_size=11, yanchor="top"),
+                text_at(
                     0.575,
                     0.09,
                     xanchor="center",
@@ -358,7 +358,7 @@ def blank_figure(
     return figure
 
 # %% ../../nbs/7_widgets/03_canvas.ipynb #410016
-def put(trace: BaseTraceType, **values) -> None:
+def update_trace(trace: BaseTraceType, **values) -> None:
     "Change attributes of a trace, flat arrays as lists."
     plain = lambda v: (
         np.where(np.isnan(v), None, np.round(v.astype(float), 4)).tolist()

@@ -33,13 +33,13 @@ from frl_dgt_nb.widgets.controls import (
     find_row,
     first_row,
     sized,
-    slide,
+    slider,
     toggles,
 )
-from .inspection import MAPS, PICTURES, SOURCES, Inspection, draw, still
+from .pair_scene import MAPS, PICTURES, SOURCES, PairScene, draw, still
 
 # %% ../../nbs/7_widgets/01_inspector.ipynb #410006
-def export_path(i: Inspection, suffix: str) -> Path:
+def export_path(i: PairScene, suffix: str) -> Path:
     "A name that says what is in the file."
     i.out.mkdir(parents=True, exist_ok=True)
     return (
@@ -48,7 +48,7 @@ def export_path(i: Inspection, suffix: str) -> Path:
     )
 
 # %% ../../nbs/7_widgets/01_inspector.ipynb #410006-2
-def save_npz(i: Inspection) -> Path:
+def save_npz(i: PairScene) -> Path:
     "The motion in pixels, the displacement that `warp` takes, the boxes, and what they are of."
     path, motion = export_path(i, ".npz"), i.motion
     np.savez_compressed(
@@ -65,14 +65,14 @@ def save_npz(i: Inspection) -> Path:
     return path
 
 # %% ../../nbs/7_widgets/01_inspector.ipynb #410006-3
-def save_png(i: Inspection, dpi: int = 110) -> Path:
+def save_png(i: PairScene, dpi: int = 110) -> Path:
     "The view as a still picture."
     path = export_path(i, ".png")
     path.write_bytes(figure_png(still(i), dpi, bits=8))
     return path
 
 # %% ../../nbs/7_widgets/01_inspector.ipynb #410006-4
-def save_gif(i: Inspection, milliseconds: int = 120) -> Path:  # a frame
+def save_gif(i: PairScene, milliseconds: int = 120) -> Path:  # a frame
     "The clip; with `magnified` or `blink` on the left, the motion growing and shrinking."
     grown = i.look.factor * (1 - np.cos(np.linspace(0, 2 * np.pi, 16, endpoint=False))) / 2
     images = (
@@ -100,7 +100,7 @@ def make_controls() -> dict[str, widgets.Widget]:
     return clip_controls() | dict(
         told=widgets.HTML(),
         picture=toggles(PICTURES),
-        factor=slide(
+        factor=slider(
             "magnify ×", 1, 30, 10, 230, widgets.FloatSlider, step=0.5, readout_format=".1f"
         ),
         still=widgets.Checkbox(
@@ -108,11 +108,11 @@ def make_controls() -> dict[str, widgets.Widget]:
         ),
         map=toggles(MAPS),
         source=choice("by", SOURCES, 150),
-        arrows=slide("arrows", 0, 40, 16, 190),
-        length=slide("×", 0.5, 4, 1.0, 160, widgets.FloatSlider, step=0.5, readout_format=".1f"),
+        arrows=slider("arrows", 0, 40, 16, 190),
+        length=slider("×", 0.5, 4, 1.0, 160, widgets.FloatSlider, step=0.5, readout_format=".1f"),
         play=widgets.Play(interval=300, min=0, max=1, show_repeat=False),
-        frame=slide("frame", 0, 1, 0, 220),
-        moments=slide("onset, apex", 0, 1, (0, 1), 260, widgets.IntRangeSlider),
+        frame=slider("frame", 0, 1, 0, 220),
+        moments=slider("onset, apex", 0, 1, (0, 1), 260, widgets.IntRangeSlider),
         labelled=button("as labelled", "The onset and apex of the database"),
         spot=button(
             "spot", "Find onset and apex in the frames, and mark them on the curve of the method"
@@ -153,7 +153,7 @@ class DisplacementInspector(Panel):
     ):
         faces, _ = open_faces(store_or_run, store)
         self.figure = blank_figure(faces.settings["size"])
-        self.seen = Inspection(
+        self.seen = PairScene(
             store_or_run, model, faces, out, self.figure, find_row(faces.index, clip)
         )
         super().__init__(make_controls())
@@ -196,7 +196,7 @@ class DisplacementInspector(Panel):
             scale=self.resize,
         )
         for name, act in acts.items():
-            c[name].observe(self.answer(name, act), "value")
+            c[name].observe(self.timed_callback(name, act), "value")
         pushes = dict(
             whole=self.reset_boxes,
             spot=self.spot,
@@ -207,11 +207,11 @@ class DisplacementInspector(Panel):
             },
         )
         for name, act in pushes.items():
-            c[name].on_click(self.answer(name, act))
+            c[name].on_click(self.timed_callback(name, act))
         widgets.jslink((c["play"], "value"), (c["frame"], "value"))
         for name in ("cells", "values"):
             self.seen.traces[name].on_click(
-                lambda _, points, __: self.answer("click", lambda: self.choose_at(points))()
+                lambda _, points, __: self.timed_callback("click", lambda: self.choose_at(points))()
             )
         for name in ("regions", "region"):
             self.seen.traces[name].on_click(
@@ -222,7 +222,7 @@ class DisplacementInspector(Panel):
                 )
             )
         self.figure.layout.on_change(
-            lambda _, shapes: self.answer("box", lambda: self.move_box(shapes[0]))(), "shapes"
+            lambda _, shapes: self.timed_callback("box", lambda: self.move_box(shapes[0]))(), "shapes"
         )
 
     def show(self, *parts: str) -> None:

@@ -22,12 +22,12 @@ from frl_dgt_nb.widgets.canvas import (
     hover_cells,
     image_trace,
     line_trace,
-    note,
+    text_at,
     picture_source,
-    put,
+    update_trace,
     ramp,
     robust_maximum,
-    titles_of,
+    panel_titles,
     wheel_source,
 )
 
@@ -256,8 +256,8 @@ def lab_figure(
         | dict(
             margin=LAYOUT["margin"] | dict(b=42),
             annotations=[
-                *(title | dict(font_size=12) for title in titles_of(LAB_PANELS)),
-                note(0.705, 0.30, xanchor="center", yanchor="top", font_size=11),
+                *(title | dict(font_size=12) for title in panel_titles(LAB_PANELS)),
+                text_at(0.705, 0.30, xanchor="center", yanchor="top", font_size=11),
             ],
             images=[
                 dict(
@@ -297,7 +297,7 @@ def draw_losses(bench: Bench, figure: go.Figure) -> None:
     at, ends = np.array([r["step"] for r in seen]), np.array([0, max(seen[-1]["step"], 1)])
     for name, ax in CURVES.items():
         values = np.array([r.get(name, np.nan) for r in seen], float)
-        put(
+        update_trace(
             traces[name],
             x=at,
             mode="lines" if len(at) > 1 else "markers",
@@ -305,7 +305,7 @@ def draw_losses(bench: Bench, figure: go.Figure) -> None:
         )
     marks = bench.marks() | {"no motion, error": bench.history[0].get("error", np.nan)}
     for name, value in marks.items():
-        put(traces[name], x=ends, y=[value if value == value else None] * 2)
+        update_trace(traces[name], x=ends, y=[value if value == value else None] * 2)
     told = lambda *names: ", ".join(
         f'<span style="color:{COLORS[name]}">{name}</span>' for name in names
     )
@@ -358,7 +358,7 @@ def draw_pictures(
         traces[name].source, figure.layout.annotations[3 + k].text = picture_source(image), title
     for name, maps in (("displacement", bench.trial.displacement), ("true", bench.truth)):
         cells = hover_cells(bench.motion(maps)[0].numpy())
-        put(traces[f"{name} values"], z=cells[..., 2], customdata=cells)
+        update_trace(traces[f"{name} values"], z=cells[..., 2], customdata=cells)
     figure.layout.annotations[7].text = f"rim:<br>{limit:.2g} px"
 
 # %% ../../nbs/7_widgets/05_loss_bench.ipynb #420010

@@ -203,7 +203,7 @@ def test_frames_need_not_be_there_where_nobody_looks():
             make(replace(SMALL, sees=sees))(None, None, boxes, field)
         with pytest.raises(ValueError, match="got no frames"):
             make(replace(SMALL, sees=sees))(onset, None, boxes, field)
-    flags = {name: (config.looks, config.frames) for name, config in PRESETS.items()}
+    flags = {name: (config.shows_frames, config.needs_frames) for name, config in PRESETS.items()}
     assert flags == {
         "paper": (True, True),
         "tiny": (True, True),

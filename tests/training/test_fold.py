@@ -22,7 +22,7 @@ from frl_dgt_nb.training.fold import (
     predict_test,
     train_fold,
 )
-from frl_dgt_nb.training.precomputed import known_displacements, load_frames
+from frl_dgt_nb.training.precomputed import precomputed_displacements, load_frames
 from frl_dgt_nb.training.sampling import FoldData, choose_inner, fold_generator, fold_seed
 from frl_dgt_nb.training.settings import TRAIN_PRESETS, TrainConfig, amp_dtype, pick_device
 
@@ -281,9 +281,9 @@ def test_guided_fold_trains_the_fusion_alone(tmp_path):
 
 def test_guided_fold_does_not_depend_on_others(store):
     "The shared table doesn't either, whichever fold asked for it"
-    known_displacements.cache_clear()
+    precomputed_displacements.cache_clear()
     first = train_fold(store, "toy/01", GUIDED, LIKE_BEST, device="cpu", progress=False)
-    known_displacements.cache_clear()
+    precomputed_displacements.cache_clear()
     for subject in ("play/01", "toy/01"):
         again = train_fold(store, subject, GUIDED, LIKE_BEST, device="cpu", progress=False)
     assert np.array_equal(first.probabilities, again.probabilities) and first.losses == again.losses
@@ -293,7 +293,7 @@ def test_test_subjects_displacements_do_not_reach_the_training(store, monkeypatc
     "Another table for the left-out subject: the same weights, other predictions"
 
     def fold(table):
-        monkeypatch.setattr(training, "known_displacements", lambda *_: table)
+        monkeypatch.setattr(training, "precomputed_displacements", lambda *_: table)
         return train_fold(store, "toy/01", GUIDED, LIKE_BEST, device="cpu", progress=False)
 
     table = 0.02 * torch.randn(len(store), 3, 2, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,7 @@ from frl_dgt_nb.model.warp import from_motion
 from frl_dgt_nb.study.ablations import variant
 from frl_dgt_nb.training import precomputed as known
 from frl_dgt_nb.training.fold import train_fold
-from frl_dgt_nb.training.precomputed import brought_map, known_displacements, load_frames, pair_maps
+from frl_dgt_nb.training.precomputed import brought_map, precomputed_displacements, load_frames, pair_maps
 from frl_dgt_nb.training.sampling import FoldData, fold_generator, mirror_displacement
 from frl_dgt_nb.training.settings import TrainConfig
 
@@ -24,12 +24,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture()
 def store(tmp_path):
-    known_displacements.cache_clear()
+    precomputed_displacements.cache_clear()
     return toy_store(tmp_path / "store")
 
 
 def table_of(store, reach, module):
-    return known_displacements(store.path, store.settings["checksum"], reach, CPU, module)
+    return precomputed_displacements(store.path, store.settings["checksum"], reach, CPU, module)
 
 
 @pytest.mark.parametrize("module", ["dis", "farneback", "tvl1"])
@@ -75,8 +75,8 @@ def test_kept_beside_the_faces_and_read_again(store, monkeypatch):
     assert sorted(set(path.name for path in store.path.iterdir()) - set(before)) == [
         "known-dis-1-0.npy"
     ]
-    known_displacements.cache_clear()
-    monkeypatch.setattr(known, "clip_maps", lambda *_: pytest.fail("computed again"))
+    precomputed_displacements.cache_clear()
+    monkeypatch.setattr(known, "compute_displacements", lambda *_: pytest.fail("computed again"))
     assert torch.equal(table_of(store, 1, "dis"), table)
     for module, reach, checksum in (
         ("tvl1", 1, "0"),
@@ -84,7 +84,7 @@ def test_kept_beside_the_faces_and_read_again(store, monkeypatch):
         ("dis", 1, "1"),
     ):  # another's table is not taken
         with pytest.raises(pytest.fail.Exception):
-            known_displacements(store.path, checksum, reach, CPU, module)
+            precomputed_displacements(store.path, checksum, reach, CPU, module)
 
 
 def test_a_folder_that_cannot_be_written_to_costs_time_alone(store, monkeypatch):

@@ -18,7 +18,7 @@ from frl_dgt_nb.model.regions import au_boxes
 from frl_dgt_nb.model.warp import splat, warp
 from frl_dgt_nb.training import fold as training
 from frl_dgt_nb.training.fold import train_fold
-from frl_dgt_nb.training.precomputed import known_displacements, load_frames
+from frl_dgt_nb.training.precomputed import precomputed_displacements, load_frames
 from frl_dgt_nb.training.sampling import (
     FoldData,
     choose_inner,
@@ -252,7 +252,7 @@ def test_frames_are_not_touched_where_nobody_looks(store, monkeypatch):
             torch.equal(getattr(one, name), getattr(other, name))
             for name in ("boxes", "labels", "clips", "rows", "displacement")
         )
-    monkeypatch.setattr(training, "known_displacements", lambda *_: table)
+    monkeypatch.setattr(training, "precomputed_displacements", lambda *_: table)
     guided = ModelConfig(
         module="guided",
         sees=("displacement",),
@@ -270,7 +270,7 @@ def test_frames_are_not_touched_where_nobody_looks(store, monkeypatch):
 
 
 def test_known_displacements_are_the_guided_modules(store):
-    table, module = known_displacements(store.path, "a", 2, torch.device("cpu")), load_guided()
+    table, module = precomputed_displacements(store.path, "a", 2, torch.device("cpu")), load_guided()
     assert (
         table.shape == (len(store), 5, 2, 8, 8)
         and not table.requires_grad
@@ -278,8 +278,8 @@ def test_known_displacements_are_the_guided_modules(store):
         and table.any()
     )
     assert (
-        known_displacements(store.path, "a", 2, torch.device("cpu")) is table
-        and known_displacements(store.path, "b", 2, torch.device("cpu")) is not table
+        precomputed_displacements(store.path, "a", 2, torch.device("cpu")) is table
+        and precomputed_displacements(store.path, "b", 2, torch.device("cpu")) is not table
     )
     for i, step in ((0, 0), (4, -1), (7, 2), (2, -2)):
         row, frames = (

@@ -49,10 +49,10 @@ from frl_dgt_nb.widgets.canvas import (
     region_names,
     robust_maximum,
 )
-from frl_dgt_nb.widgets.inspection import (
+from frl_dgt_nb.widgets.pair_scene import (
     MAPS,
     PICTURES,
-    Inspection,
+    PairScene,
     Look,
     draw,
     face_picture,
@@ -153,10 +153,10 @@ def test_a_run_shows_the_probabilities_that_it_stored(run, store):
     import pandas as pd
 
     stored = pd.read_parquet(run / "predictions.parquet").filter(regex="^p_")
-    inspection = Inspection(run, store=store)
+    scene = PairScene(run, store=store)
     for row in (0, len(store) - 1):
-        inspection.open_clip(row)
-        assert np.allclose(ask(inspection.view, inspection.boxes)[0], stored.iloc[row], atol=1e-4)
+        scene.open_clip(row)
+        assert np.allclose(ask(scene.view, scene.boxes)[0], stored.iloc[row], atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -368,69 +368,69 @@ def test_every_region_can_be_hit_and_has_its_name_inside(seed):
 
 
 def test_every_picture_and_every_map(known):
-    inspection = Inspection(known, model(BLIND))
-    view, look = inspection.view, inspection.look
+    scene = PairScene(known, model(BLIND))
+    view, look = scene.view, scene.look
     for picture in PICTURES:
         look.picture = picture
-        image, title = face_picture(inspection)
+        image, title = face_picture(scene)
         assert image.shape == (SIDE, SIDE, 3) and image.dtype == np.uint8 and title
     look.picture, look.frame = "frame", 2
-    assert (face_picture(inspection)[0] == view.frames[2]).all()
+    assert (face_picture(scene)[0] == view.frames[2]).all()
     for picture, at in (("onset", view.onset), ("apex", view.apex)):
         look.picture = picture
-        assert (face_picture(inspection)[0] == view.frames[at]).all()
+        assert (face_picture(scene)[0] == view.frames[at]).all()
     look.picture, look.factor = "blink", 1
-    shown = [face_picture(inspection)[0] for look.frame in (1, 2)]
+    shown = [face_picture(scene)[0] for look.frame in (1, 2)]
     assert (shown[0] == view.frames[view.onset]).all() and (
         shown[1] == view.frames[view.apex]
     ).all()
     for look.source in ("module", "optical flow", "truth", "dynamic image"):
         for look.map in MAPS:
-            image, title, most, unit = map_picture(inspection)
+            image, title, most, unit = map_picture(scene)
             assert image.shape == (SIDE, SIDE, 3) and (most is None) == (
                 look.map in ("colours", "face") and look.source != "dynamic image"
             )
     look.source, look.map, look.limit = "truth", "magnitude", 1.0
-    assert (map_picture(inspection)[0] == ramp(np.full((SIDE, SIDE), 0.5), 1.0)).all()
+    assert (map_picture(scene)[0] == ramp(np.full((SIDE, SIDE), 0.5), 1.0)).all()
 
 
 def test_the_figure_holds_what_was_computed(known):
-    inspection = Inspection(known, model(BLIND))
-    inspection.look.source = "truth"
-    draw(inspection)
-    traces, k = inspection.traces, inspection.look.region
-    chances, weights = ask(inspection.view, inspection.boxes)
+    scene = PairScene(known, model(BLIND))
+    scene.look.source = "truth"
+    draw(scene)
+    traces, k = scene.traces, scene.look.region
+    chances, weights = ask(scene.view, scene.boxes)
     assert np.allclose(traces["as it is"].y, chances, atol=1e-4) and np.allclose(
-        traces["frozen"].y, ask(inspection.view, inspection.boxes, k)[0], atol=1e-4
+        traces["frozen"].y, ask(scene.view, scene.boxes, k)[0], atol=1e-4
     )
     assert np.allclose(
         np.add(traces["regions"].y, traces["region"].y), weights, atol=1e-4
     ) and np.flatnonzero(traces["region"].y).tolist() == [k]
     assert np.allclose(traces["values"].customdata[4][4], [0.5, 0, 0.5])
     assert (
-        inspection.figure.layout.xaxis5.ticktext == ("negative", "positive", "surprise")
-        and inspection.figure.layout.xaxis6.ticktext == REGION_NAMES
+        scene.figure.layout.xaxis5.ticktext == ("negative", "positive", "surprise")
+        and scene.figure.layout.xaxis6.ticktext == REGION_NAMES
     )
-    shape = inspection.figure.layout.shapes[0]
-    assert np.allclose([shape.x0, shape.y0, shape.x1, shape.y1], inspection.boxes[k])
+    shape = scene.figure.layout.shapes[0]
+    assert np.allclose([shape.x0, shape.y0, shape.x1, shape.y1], scene.boxes[k])
     assert list(traces["marks"].x) == [
-        inspection.view.onset,
-        inspection.view.apex,
-        inspection.look.frame,
-        *inspection.view.moments,
+        scene.view.onset,
+        scene.view.apex,
+        scene.look.frame,
+        *scene.view.moments,
     ]
     assert (
-        "(+0.50, +0.00) px, 0.50 px long" in inspection.said
-        and "fusion weight" in inspection.said
-        and inspection.told.startswith("label ")
+        "(+0.50, +0.00) px, 0.50 px long" in scene.said
+        and "fusion weight" in scene.said
+        and scene.told.startswith("label ")
     )
-    figure = still(inspection)
+    figure = still(scene)
     assert [bar.get_height() for bar in figure.axes[3].patches] == pytest.approx(chances.tolist())
 
 
-def shows_classes(inspection):
+def shows_classes(scene):
     "Whether the panel of the classes is there; otherwise a note is in its place."
-    layout, traces = inspection.figure.layout, inspection.traces
+    layout, traces = scene.figure.layout, scene.traces
     seen = {
         part.visible
         for part in (
@@ -446,25 +446,25 @@ def shows_classes(inspection):
 
 
 def test_without_a_model_there_are_no_classes(store):
-    inspection = Inspection(store)
-    draw(inspection)
+    scene = PairScene(store)
+    draw(scene)
     assert (
-        not inspection.traces["as it is"].y
-        and not shows_classes(inspection)
-        and "frozen" not in inspection.said
+        not scene.traces["as it is"].y
+        and not shows_classes(scene)
+        and "frozen" not in scene.said
     )
     assert np.allclose(
-        np.add(inspection.traces["regions"].y, inspection.traces["region"].y),
-        np.hypot(*inspection.vectors.T),
+        np.add(scene.traces["regions"].y, scene.traces["region"].y),
+        np.hypot(*scene.vectors.T),
         atol=1e-4,
     )
     assert (
-        inspection.look.region == np.hypot(*inspection.vectors.T).argmax()
+        scene.look.region == np.hypot(*scene.vectors.T).argmax()
     )  # it begins with the liveliest
 
 
 def test_the_note_says_how_to_come_by_classes(store, run):
-    call = Inspection(store).figure.layout.annotations[7].text.split("<br>")[1]
+    call = PairScene(store).figure.layout.annotations[7].text.split("<br>")[1]
     assert shows_classes(
         eval(
             call, {"DisplacementInspector": DisplacementInspector, "run": run, "store": store}
@@ -475,18 +475,18 @@ def test_the_note_says_how_to_come_by_classes(store, run):
 def test_a_subject_without_its_fold_has_no_classes_and_the_next_has(store, run, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     fold_path(copy, store.index["subject_id"].iloc[0], ".safetensors").unlink()
-    inspection = Inspection(copy, store=store)
+    scene = PairScene(copy, store=store)
     for row, known in ((0, False), (len(store) - 1, True), (0, False)):
-        inspection.open_clip(row)
-        draw(inspection)
-        assert shows_classes(inspection) is known
+        scene.open_clip(row)
+        draw(scene)
+        assert shows_classes(scene) is known
 
 
 def test_the_curve_leaves_room_for_the_words_above_it(store):
-    inspection = Inspection(store)
-    draw(inspection)
-    low, high = inspection.figure.layout.yaxis4.range
-    assert low == 0 and high > 1.3 * max(inspection.traces["curve"].y) > 0
+    scene = PairScene(store)
+    draw(scene)
+    low, high = scene.figure.layout.yaxis4.range
+    assert low == 0 and high > 1.3 * max(scene.traces["curve"].y) > 0
 
 
 def test_other_numbers_of_classes_have_names():
@@ -714,12 +714,12 @@ def test_the_figure_is_never_built_again(inspector):
 
 
 def test_old_pairs_are_forgotten(store):
-    inspection = Inspection(store)
+    scene = PairScene(store)
     for row in range(len(store)):
-        inspection.open_clip(row)
+        scene.open_clip(row)
     for apex in (2, 3, 4):
-        inspection.open_pair(0, apex)
-    assert len(inspection.views) <= 12
+        scene.open_pair(0, apex)
+    assert len(scene.views) <= 12
 
 
 def test_the_toy_is_not_all_there_is():
@@ -804,11 +804,11 @@ def test_a_clip_that_cannot_be_opened_leaves_the_other_one(store, run, tmp_path)
     fold_path(tmp_path / "run", store.index.subject_id.iloc[-1], ".safetensors").write_bytes(
         b"torn"
     )
-    inspection = Inspection(tmp_path / "run", store=store, out=tmp_path)
-    row, view, shown = inspection.row, inspection.view, inspection.look.frame
+    scene = PairScene(tmp_path / "run", store=store, out=tmp_path)
+    row, view, shown = scene.row, scene.view, scene.look.frame
     with pytest.raises(ValueError):
-        inspection.open_clip(len(store.index) - 1)
-    assert (inspection.row, inspection.view, inspection.look.frame) == (row, view, shown)
+        scene.open_clip(len(store.index) - 1)
+    assert (scene.row, scene.view, scene.look.frame) == (row, view, shown)
 
 
 def test_faces_with_other_apexes_are_not_those_of_the_run(store, run, tmp_path):

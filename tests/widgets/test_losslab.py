@@ -463,10 +463,10 @@ def test_one_answers_at_a_time(lab):
             order.append("done")
 
     other = Thread(
-        target=lambda: begun.wait(5) and lab.answer("quick", lambda: order.append("answered"))()
+        target=lambda: begun.wait(5) and lab.timed_callback("quick", lambda: order.append("answered"))()
     )
     other.start()
-    lab.answer("slow", slow)()
+    lab.timed_callback("slow", slow)()
     other.join()
     assert order == ["begun", "done", "answered"]
 
