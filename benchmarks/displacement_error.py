@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from frl_dgt_nb.data.archives import read_database
-from frl_dgt_nb.data.store import prepare
+from frl_dgt_nb.data.preparation import prepare
 from frl_dgt_nb.model.dgm import (
     DisplacementModule,
     displacement_loss,
@@ -30,7 +30,8 @@ from frl_dgt_nb.model.dgm import (
     remove_affine_drift,
     remove_drift,
 )
-from frl_dgt_nb.model.guided import evidence, least_squares, load_guided
+from frl_dgt_nb.model.evidence import evidence, least_squares
+from frl_dgt_nb.model.guided import load_guided
 from frl_dgt_nb.model.warp import to_motion
 
 

@@ -18,7 +18,8 @@ import pandas as pd
 import torch
 
 from frl_dgt_nb.data.databases import read_folder
-from frl_dgt_nb.data.store import FaceStore, prepare
+from frl_dgt_nb.data.preparation import prepare
+from frl_dgt_nb.data.store import FaceStore
 from frl_dgt_nb.model.config import PRESETS
 from frl_dgt_nb.model.frldgt import FRLDGT
 from frl_dgt_nb.widgets.inspector import DisplacementInspector
@@ -84,7 +85,7 @@ def main(store=None, preset="best"):
         else:
             times(turn(name), values)  # the first visit computes
             rows[name] = times(turn(name), values)
-    box = inspector.seen.boxes[inspector.seen.look.region].tolist()
+    box = inspector.scene.boxes[inspector.scene.look.region].tolist()
 
     def drag(by):
         return inspector.move_box(

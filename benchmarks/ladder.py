@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from frl_dgt_nb.data.archives import read_database
-from frl_dgt_nb.data.store import FaceStore, prepare
+from frl_dgt_nb.data.preparation import prepare
+from frl_dgt_nb.data.store import FaceStore
 from frl_dgt_nb.model.config import PRESETS
-from frl_dgt_nb.model.guided import evidence, least_squares
+from frl_dgt_nb.model.evidence import evidence, least_squares
 from frl_dgt_nb.model.warp import from_motion
 from frl_dgt_nb.training import fold as training
 from frl_dgt_nb.training.loso import run_loso

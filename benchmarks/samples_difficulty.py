@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from frl_dgt_nb.data.archives import read_database
-from frl_dgt_nb.data.store import prepare
+from frl_dgt_nb.data.preparation import prepare
 from frl_dgt_nb.training.metrics import uf1
 
 STRENGTHS = 0.01, 0.03, 0.1  # C of the logistic regression, small is stiff

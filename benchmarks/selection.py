@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from frl_dgt_nb.data.archives import read_database
-from frl_dgt_nb.data.store import prepare
+from frl_dgt_nb.data.preparation import prepare
 from frl_dgt_nb.training.loso import run_loso
 from frl_dgt_nb.training.protocol import readable_selections, selection_table
 from frl_dgt_nb.training.settings import TRAIN_PRESETS

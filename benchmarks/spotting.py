@@ -22,11 +22,11 @@ import pandas as pd
 import torch
 
 from frl_dgt_nb.data.archives import read_database
-from frl_dgt_nb.data.curves import flow_strain_curve, play_clip, steady
+from frl_dgt_nb.data.curves import Disturbance, flow_strain_curve, play_clip, steady
 from frl_dgt_nb.data.faces import align, alignment_transform, detect_landmarks, transform_points
+from frl_dgt_nb.data.preparation import prepare
 from frl_dgt_nb.data.spotting import METHODS, Spot, spot, spot_store
-from frl_dgt_nb.data.store import prepare
-from frl_dgt_nb.simulate.actions import draw_actions, envelope
+from frl_dgt_nb.simulate.actions import envelope, random_actions
 
 METHODS["strain from the first frame, not relative"] = partial(
     flow_strain_curve, both=False, relative=False
@@ -97,24 +97,23 @@ def played(store, row, seed):
         store.truth(row),
         store.landmarks[row],
         envelope(40, onset, apex, offset),
-        blink=blink,
-        seed=seed + row,
+        Disturbance(blink=blink, seed=seed + row),
     )
     return clip, store.landmarks[row], onset, apex, offset
 
 
 def rendered(heads, seed, frames=40):
     "Clips of rendered heads; the blink closes the lids by five pixels."
-    from frl_dgt_nb.simulate.heads import draw_person
+    from frl_dgt_nb.simulate.heads import random_person
     from frl_dgt_nb.simulate.render import Studio, true_displacement
-    from frl_dgt_nb.simulate.samples import action_field, draw_drift, expose, pose, unit_field
+    from frl_dgt_nb.simulate.samples import action_field, expose, pose, random_drift, unit_field
 
     for head in range(heads):
         rng = np.random.default_rng([seed, head])
-        with Studio(draw_person(rng), rng) as studio:
+        with Studio(random_person(rng), rng) as studio:
             for number in range(2):
                 rng = np.random.default_rng([seed, head, number])
-                actions = draw_actions(
+                actions = random_actions(
                     ["disgust", "happiness", "surprise"][(head + number) % 3],
                     rng,
                     distract=bool(number),
@@ -122,7 +121,7 @@ def rendered(heads, seed, frames=40):
                 onset, apex, offset = draw_moments(rng)
                 rest, drift = (
                     pose(studio.person.vertices, rng.normal(0, [1.5, 2, 1]), [0, 0, 0]),
-                    draw_drift(frames, 0, rng),
+                    random_drift(frames, 0, rng),
                 )
                 scale = np.sqrt(
                     np.linalg.det(alignment_transform(detect_landmarks(studio.shoot(rest)))[:, :2])

@@ -16,7 +16,8 @@ import torch
 from inspector import LIMIT, times
 
 from frl_dgt_nb.data.databases import read_folder
-from frl_dgt_nb.data.store import FaceStore, prepare
+from frl_dgt_nb.data.preparation import prepare
+from frl_dgt_nb.data.store import FaceStore
 from frl_dgt_nb.model.config import PRESETS
 from frl_dgt_nb.model.frldgt import FRLDGT
 from frl_dgt_nb.widgets.fusionview import FusionView

@@ -22,7 +22,7 @@ from frl_dgt_nb.data.faces import (
     detect_landmarks,
     transform_points,
 )
-from frl_dgt_nb.simulate.heads import draw_person
+from frl_dgt_nb.simulate.heads import random_person
 from frl_dgt_nb.simulate.render import Studio
 from frl_dgt_nb.simulate.samples import expose, pose
 
@@ -42,7 +42,7 @@ def neutral_frames(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     "A person at rest, `frames` times with drift, light and noise, aligned: (frames,256,256,3) uint8, (68,2)."
     rng = np.random.default_rng([seed, person])
-    with Studio(draw_person(rng), rng, size) as studio:
+    with Studio(random_person(rng), rng, size) as studio:
         turn, shift = rng.normal(0, [2.5, 3, 2]), rng.normal(0, [0.02, 0.02, 0])
         shots = []
         for t in range(frames):
@@ -76,7 +76,7 @@ def render_heads(people: int, seed: int, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("frl_dgt_nb/guided.safetensors"))
+    parser.add_argument("--out", type=Path, default=Path("frl_dgt_nb/model/guided.safetensors"))
     parser.add_argument("--heads", type=Path, default=Path("runs/guided_heads.npz"))
     parser.add_argument("--people", type=int, default=160)
     parser.add_argument("--seed", type=int, default=4096)
@@ -86,7 +86,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.heads.exists():
         render_heads(options.people, options.seed, options.heads)
-    from frl_dgt_nb.model.guided import GuidedModule, save_guided, train_guided
+    from frl_dgt_nb.model.guided import GuidedModule, GuidedTraining, save_guided, train_guided
 
     heads = np.load(options.heads)
     torch.manual_seed(options.seed)
@@ -94,10 +94,7 @@ def main() -> None:
         GuidedModule(),
         torch.from_numpy(heads["frames"]),
         torch.from_numpy(heads["landmarks"]),
-        rounds=options.rounds,
-        each=options.each,
-        epochs=options.epochs,
-        seed=options.seed,
+        GuidedTraining(options.rounds, options.each, options.epochs, seed=options.seed),
     )
     save_guided(module, options.out)
 

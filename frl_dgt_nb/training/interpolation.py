@@ -16,7 +16,7 @@ from pandas import DataFrame
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.store import FaceStore, derive, write_about
+from ..data.store import FaceStore, derive, write_metadata
 from ..files import open_array
 
 # %% ../../nbs/4_beyond/03_interpolation.ipynb #240006
@@ -125,7 +125,7 @@ def write_sequences(store: FaceStore, part: Path, settings: dict, progress: bool
             sequence.round().byte().permute(0, 2, 3, 1).numpy()
         )
     frames.flush()
-    write_about(store, part, sequence_index(store.index, steps), settings)
+    write_metadata(store, part, sequence_index(store.index, steps), settings)
 
 # %% ../../nbs/4_beyond/03_interpolation.ipynb #240042
 def sequence_store(

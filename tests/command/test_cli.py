@@ -14,7 +14,7 @@ import pytest
 
 from frl_dgt_nb.command import cli
 from frl_dgt_nb.command.cli import main
-from frl_dgt_nb.command.commands import sparkline
+from frl_dgt_nb.command.recordings import sparkline
 from frl_dgt_nb.command.sources import default_store
 from frl_dgt_nb.model.config import PRESETS, ModelConfig
 from frl_dgt_nb.model.frldgt import FRLDGT, save_weights

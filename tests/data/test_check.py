@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,23 +11,15 @@ import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
+from archives import make_casme2, make_composite, make_samm, make_smic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from archives import make_casme2, make_composite, make_samm, make_smic
-
 from frl_dgt_nb.data.archives import OFFICIAL, read_database
-from frl_dgt_nb.data.check import (
-    Problem,
-    check_database,
-    count_parts,
-    count_problems,
-    home_of,
-    missing_frames,
-    picture_problems,
-)
+from frl_dgt_nb.data.check import check_database, count_parts, count_problems
 from frl_dgt_nb.data.databases import read_folder
-from frl_dgt_nb.data.store import prepare
+from frl_dgt_nb.data.preparation import prepare
+from frl_dgt_nb.data.problems import Problem, home_of, missing_frames, picture_problems
 
 MAKERS = {"casme2": make_casme2, "samm": make_samm, "smic": make_smic, "composite": make_composite}
 SAMPLES = Path(__file__).parents[2] / "data_samples"
@@ -493,7 +484,7 @@ def test_an_interrupt_ends_it_soon(whole, monkeypatch):
         opened.append(path)
         raise KeyboardInterrupt if len(opened) == 5 else ValueError(f"{path} can't be read")
 
-    monkeypatch.setattr("frl_dgt_nb.data.check.read_image", read)
+    monkeypatch.setattr("frl_dgt_nb.data.problems.read_image", read)
     with pytest.raises(KeyboardInterrupt):
         picture_problems(read_database(whole.root, "smic").clips, whole.root, progress=False)
     assert len(opened) < 300

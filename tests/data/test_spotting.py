@@ -15,21 +15,23 @@ from scipy.ndimage import gaussian_filter
 
 from frl_dgt_nb.data import spotting
 from frl_dgt_nb.data.curves import (
-    cells,
+    Disturbance,
     flow_strain_curve,
     play_clip,
     region_difference,
-    skin,
+    region_squares,
+    skin_mask,
     steady,
     strain,
     strain_size,
 )
 from frl_dgt_nb.data.databases import read_folder
 from frl_dgt_nb.data.faces import FaceNotFound, align, alignment_transform, detect_landmarks
+from frl_dgt_nb.data.preparation import prepare
 from frl_dgt_nb.data.spotting import (
     METHODS,
     align_file,
-    feet,
+    onset_and_offset,
     open_frames,
     plot_spot,
     read_frames,
@@ -38,7 +40,7 @@ from frl_dgt_nb.data.spotting import (
     spot_store,
     spotted_pair,
 )
-from frl_dgt_nb.data.store import FaceStore, prepare
+from frl_dgt_nb.data.store import FaceStore
 from frl_dgt_nb.simulate.actions import envelope
 
 
@@ -63,10 +65,10 @@ def calm(store):
     return play(store, drift=0)
 
 
-def play(store, known=(4, 9, 15), frames=20, **settings):
-    return play_clip(
-        store.pair(0)[0], store.truth(0), store.landmarks[0], envelope(frames, *known), **settings
-    )
+def play(store, known=(4, 9, 15), frames=20, **disturbance):
+    part = envelope(frames, *known)
+    still, truth, landmarks = store.pair(0)[0], store.truth(0), store.landmarks[0]
+    return play_clip(still, truth, landmarks, part, Disturbance(**disturbance))
 
 
 # ---------------------------------------------------------------- curves
@@ -93,15 +95,15 @@ def test_region_difference_by_hand(landmarks):
 
 def test_only_the_regions_count(calm, landmarks):
     outside = np.ones((256, 256), bool)
-    for x0, y0, x1, y1 in cells(landmarks, 256):
+    for x0, y0, x1, y1 in region_squares(landmarks, 256):
         outside[y0:y1, x0:x1] = False
     loud = calm.copy()
     loud[7, outside] = 255
     assert np.array_equal(region_difference(loud, landmarks), region_difference(calm, landmarks))
 
 
-def test_cells_are_where_their_names_say(landmarks):
-    boxes = cells(landmarks, 256)
+def test_squares_are_where_their_names_say(landmarks):
+    boxes = region_squares(landmarks, 256)
     sides = boxes[:, 2:] - boxes[:, :2]
     assert (
         boxes.shape == (10, 4) and abs(sides - (landmarks[54, 0] - landmarks[48, 0]) / 2).max() <= 2
@@ -127,10 +129,10 @@ def test_strain_is_the_symmetric_gradient(a, b, c, d):
 
 
 def test_the_skin_has_no_eyes_and_no_background(landmarks):
-    where = skin(landmarks, 256)
+    mask = skin_mask(landmarks, 256)
     x, y = landmarks[36:48].round().astype(int).T
-    assert not where[y, x].any() and not where[:10].any() and not where[:, :10].any()
-    assert where[tuple(landmarks[30].round().astype(int)[::-1])]  # the tip of the nose
+    assert not mask[y, x].any() and not mask[:10].any() and not mask[:, :10].any()
+    assert mask[tuple(landmarks[30].round().astype(int)[::-1])]  # the tip of the nose
 
 
 def test_a_head_that_comes_nearer_strains_nothing_relatively(store, landmarks):
@@ -174,19 +176,19 @@ def test_steady_undoes_a_shift(store, landmarks):
     st.integers(0, 12), st.integers(3, 14), st.integers(3, 14), st.floats(0.1, 9), st.floats(0, 5)
 )
 @settings(max_examples=60, deadline=None)
-def test_feet_find_onset_and_offset_of_any_rise_and_fall(onset, rise, fall, height, level):
+def test_onset_and_offset_of_any_rise_and_fall(onset, rise, fall, height, level):
     apex, offset = onset + rise, onset + rise + fall
     curve = level + height * envelope(offset + 3, onset, apex, offset)
-    found = feet(curve, apex)
+    found = onset_and_offset(curve, apex)
     assert abs(found[0] - onset) <= 1 and abs(found[1] - offset) <= 1
 
 
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=30))
 @settings(max_examples=60, deadline=None)
-def test_feet_stay_in_order_on_any_curve(values):
+def test_onset_and_offset_stay_in_order_on_any_curve(values):
     curve = np.array(values)
     apex = 1 + int(curve[1:-1].argmax())
-    onset, offset = feet(curve, apex)
+    onset, offset = onset_and_offset(curve, apex)
     assert 0 <= onset < apex < offset <= len(curve) - 1
 
 
@@ -348,8 +350,8 @@ def test_a_bad_file_is_named(tmp_path, raw, name, message, capfd):
 def test_too_many_frames(tmp_path, raw):
     write_video(tmp_path / "long.avi", raw)
     with pytest.raises(ValueError, match="more than 19 frames"):
-        read_frames(tmp_path / "long.avi", most=19)
-    assert len(read_frames(tmp_path / "long.avi", most=20)[0]) == 20
+        read_frames(tmp_path / "long.avi", max_frames=19)
+    assert len(read_frames(tmp_path / "long.avi", max_frames=20)[0]) == 20
 
 
 def test_frames_are_read_one_by_one(tmp_path, raw):

@@ -23,14 +23,8 @@ from filelock import FileLock
 from frl_dgt_nb.data.clips import Exclusion
 from frl_dgt_nb.data.databases import read_folder
 from frl_dgt_nb.data.faces import align, alignment_transform, detect_landmarks, read_image
-from frl_dgt_nb.data.store import (
-    FaceStore,
-    clip_index,
-    default_workers,
-    prepare,
-    read_journal,
-    settings_of,
-)
+from frl_dgt_nb.data.preparation import default_workers, prepare, read_journal
+from frl_dgt_nb.data.store import FaceStore, clip_index, settings_of
 from frl_dgt_nb.files import write_atomic
 
 SIZE = 64
@@ -52,7 +46,7 @@ def program(out, clips="::6", workers=1):
     code = f"""
         from dataclasses import replace
         from frl_dgt_nb.data.databases import read_folder
-        from frl_dgt_nb.data.store import prepare
+        from frl_dgt_nb.data.preparation import prepare
         if __name__ == "__main__":
             whole = read_folder("data_samples")
             store = prepare(replace(whole, clips=whole.clips[{clips}]), {str(out)!r}, {SIZE}, workers={workers}, progress=False)
@@ -276,13 +270,9 @@ def test_clips_that_cannot_be_used_become_exclusions(database, tmp_path):
         replace(clip, name="broken", frames=frame(2, 5)),
         replace(clip, name="small", frames=frame(3, 5)),
     ]
-    made = prepare(
-        [*bad, clip],
-        tmp_path / "store",
-        SIZE,
-        progress=False,
-        excluded=[Exclusion("a/b/c", "before")],
-    )
+    before = [Exclusion("a/b/c", "before")]
+    mixed = replace(database, clips=[*bad, clip], excluded=before)
+    made = prepare(mixed, tmp_path / "store", SIZE, progress=False)
     assert list(made.index["name"]) == [clip.name] and made.index["start"][0] == 24
     assert [e.clip_id.split("/")[-1] for e in made.excluded] == ["c", "dark", "broken", "small"]
     for exclusion, words in zip(
@@ -347,7 +337,7 @@ def test_a_disk_that_fills_up_at_the_end_costs_nothing_that_is_done(
             prepare(database, tmp_path, SIZE, progress=False)
     with pytest.raises(ValueError, match="not finished; call prepare"):
         FaceStore(tmp_path)
-    monkeypatch.setattr("frl_dgt_nb.data.store.align_clip", None)  # nothing is left to do
+    monkeypatch.setattr("frl_dgt_nb.data.preparation.align_clip", None)  # nothing is left to do
     assert np.array_equal(prepare(database, tmp_path, SIZE, progress=False).frames, store.frames)
     assert not list(tmp_path.glob("*.part"))
 
@@ -361,7 +351,7 @@ def test_a_full_disk_in_the_journal(database, store, tmp_path, monkeypatch):
         return real(value, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr("frl_dgt_nb.data.store.json.dumps", full)
+        patch.setattr("frl_dgt_nb.data.preparation.json.dumps", full)
         with pytest.raises(ValueError, match="the disk is full"):
             prepare(database, tmp_path, SIZE, workers=1, progress=False)
     assert len(read_journal(tmp_path, clip_index(database.clips))) == 4

@@ -131,7 +131,10 @@ def test_losses_agree_with_the_formulas():
     "Eq. 1-4 in plain loops."
     torch.manual_seed(1)
     displacement = torch.randn(2, 2, 4, 5, dtype=torch.float64) * 0.1
-    size = lambda v: float(v[0].abs() + v[1].abs())
+
+    def size(v):
+        return float(v[0].abs() + v[1].abs())
+
     h, w = 4, 5
     normalization = smoothness = 0
     for d in displacement:

@@ -173,7 +173,10 @@ def test_levels_left_out(levels, tmp_path):
     assert output.features.shape == (3, 32 if "full" in levels else 16) and (
         output.full_weights is None
     ) == ("full" not in levels)
-    alike = lambda weights: (weights == 1 / weights.shape[-1]).all().item()
+
+    def alike(weights):
+        return (weights == 1 / weights.shape[-1]).all().item()
+
     assert alike(output.local_weights) == ("local" not in levels) and alike(
         output.global_weights
     ) == ("global" not in levels)
@@ -210,7 +213,7 @@ def test_frames_need_not_be_there_where_nobody_looks():
         "best": (False, False),
         "flow": (False, False),
     }
-    assert replace(SMALL, sees=("displacement",)).frames  # its module learns from them
+    assert replace(SMALL, sees=("displacement",)).needs_frames  # its module learns from them
 
 
 def test_given_module_is_none():

@@ -108,7 +108,10 @@ def test_vmap_agrees_with_the_loop():
         torch.randn(2, 3, 2, 8, 8),
     )
     state = torch.func.stack_module_state(list(local.regions))
-    one = lambda p, b, crop: torch.func.functional_call(local.regions[0], (p, b), (crop,))
+
+    def one(p, b, crop):
+        return torch.func.functional_call(local.regions[0], (p, b), (crop,))
+
     torch.testing.assert_close(
         torch.func.vmap(one, in_dims=(0, 0, 1), out_dims=1)(*state, crops), local(crops)
     )

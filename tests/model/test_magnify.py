@@ -1,4 +1,5 @@
-"Magnification: analytic cases for Eulerian, identities for the network, rendered truth for the shipped weights, and the batches that show it."
+"""Magnification: analytic cases for Eulerian, identities for the network, rendered truth for the shipped weights,
+and the batches that show it."""
 
 import json
 from dataclasses import replace
@@ -14,7 +15,7 @@ from safetensors import safe_open
 from toy_store import toy_store
 
 from frl_dgt_nb.data.databases import read_folder
-from frl_dgt_nb.data.store import prepare
+from frl_dgt_nb.data.preparation import prepare
 from frl_dgt_nb.model.config import ModelConfig
 from frl_dgt_nb.model.dgm import face_mask
 from frl_dgt_nb.model.magnify import (
@@ -32,17 +33,22 @@ from frl_dgt_nb.model.magnify import (
     training_batch,
 )
 from frl_dgt_nb.model.warp import from_motion, magnify
-from frl_dgt_nb.simulate.actions import draw_actions
-from frl_dgt_nb.simulate.heads import draw_person
+from frl_dgt_nb.simulate.actions import random_actions
+from frl_dgt_nb.simulate.heads import random_person
 from frl_dgt_nb.simulate.render import Studio, can_render
-from frl_dgt_nb.simulate.samples import render_magnified
+from frl_dgt_nb.simulate.magnified import render_magnified
 from frl_dgt_nb.training.fold import check_fit, train_fold
 from frl_dgt_nb.training.precomputed import magnified_apexes
-from frl_dgt_nb.training.sampling import FoldData, fold_generator
+from frl_dgt_nb.training.sampling import FoldData, PairSource, draw_enlargements, fold_generator
 from frl_dgt_nb.training.settings import TrainConfig
 
 torch.set_num_threads(1)
-generator = lambda seed=0: torch.Generator().manual_seed(seed)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
 FACTORS = (2.0, 5.0, 10.0, 15.0)
 
 
@@ -68,10 +74,10 @@ def rendered():
     if not can_render():
         pytest.skip("no OpenGL here")
     rng = np.random.default_rng([31, 7])
-    with Studio(draw_person(rng), rng) as studio:
+    with Studio(random_person(rng), rng) as studio:
         return [
             render_magnified(
-                studio, replace(draw_actions(emotion, rng), amplitude=1.0), (1.0, *FACTORS), rng
+                studio, replace(random_actions(emotion, rng), amplitude=1.0), (1.0, *FACTORS), rng
             )
             for emotion in ("happiness", "surprise")
         ]
@@ -93,7 +99,10 @@ def small_set(size=64, people=3):
     "Random textures moved by a known motion, two factors each."
     onset, motion = texture(people, size), torch.zeros(people, 2, size, size)
     motion[:, 0, 16:48, 16:48] = 0.8
-    as_bytes = lambda frames: (frames * 255).round().byte().movedim(1, -1)
+
+    def as_bytes(frames):
+        return (frames * 255).round().byte().movedim(1, -1)
+
     truths = torch.stack(
         [as_bytes(magnify(onset, from_motion(motion), factor)) for factor in (0, 2, 6)], 1
     )
@@ -149,7 +158,10 @@ def test_low_pass_passes_what_it_should():
     )
     still = texture(size=96) * 0.5 + 0.25
     noise = still + 0.01 * torch.randn(still.shape, generator=generator())
-    spread = lambda sigma: (magnify_eulerian(still, noise, 10, sigma) - still).std()
+
+    def spread(sigma):
+        return (magnify_eulerian(still, noise, 10, sigma) - still).std()
+
     assert spread(2.0) < 0.25 * spread(0)
 
 
@@ -257,7 +269,10 @@ def test_batches_are_what_they_say():
         2.0,
         6.0,
     }
-    moved = lambda k: (truth[factor == k] - onset[factor == k]).abs().mean()
+
+    def moved(k):
+        return (truth[factor == k] - onset[factor == k]).abs().mean()
+
     assert moved(6) > 1.5 * moved(2) > 0
     again = training_batch(pairs, 60, generator(), 48)
     assert all(torch.equal(a, b) for a, b in zip((onset, apex, truth, factor), again))
@@ -376,13 +391,14 @@ def test_still_head_takes_out_drift(rendered):
     for pair in rendered:
         onset, apex, truths, _ = frames_of(pair)
         face = face_mask(torch.from_numpy(pair.landmarks)[None].float())
-        error = lambda frame: float((frame - truths[1]).abs().mean(1)[face].mean())
-        assert error(still_head(onset, apex)) < error(apex)
+        still = still_head(onset, apex)
+        before, after = ((frame - truths[1]).abs().mean(1)[face].mean() for frame in (apex, still))
+        assert after < before
 
 
 @pytest.mark.parametrize("factor", FACTORS[1:])
 def test_shipped_weights_beat_the_apex_as_it_is(rendered, factor):
-    "Not at 2, where the apex is nearer: its motion is half of the truth, and what the network draws costs as much as it gains."
+    "Not at 2, where the apex is nearer: its motion is half of the truth, and drawing costs what it gains."
     for pair in rendered:
         onset, apex, truths, error = frames_of(pair)
         found, truth = (
@@ -431,13 +447,8 @@ def test_only_training_pairs_are_magnified(tmp_path):
     store = toy_store(tmp_path / "toy")
     marks = torch.arange(len(store) * 2).view(len(store), 2, 1, 1, 1) + 200
     size = store.settings["size"]
-    data = FoldData(
-        store,
-        store.index.subject_id[0],
-        4,
-        mirror=True,
-        magnified=marks.expand(-1, -1, size, size, 3).byte(),
-    )
+    source = PairSource(store, magnified=marks.expand(-1, -1, size, size, 3).byte())
+    data = FoldData(source, store.index.subject_id[0], 4, mirror=True)
     apex = torch.from_numpy((store.index.start + store.index.apex).to_numpy(copy=True))
     seen, order = [], fold_generator(0)
     for _ in range(100):
@@ -460,7 +471,7 @@ def test_nothing_changes_without_it(tmp_path):
     size = store.settings["size"]
     zeros = torch.zeros(len(store), 2, size, size, 3, dtype=torch.uint8)
     plain, large = (
-        FoldData(store, store.index.subject_id[0], 4, mirror=True, magnified=table)
+        FoldData(PairSource(store, magnified=table), store.index.subject_id[0], 4, mirror=True)
         for table in (None, zeros)
     )
     first, second = (next(data.batches(fold_generator(0))) for data in (plain, large))
@@ -472,8 +483,8 @@ def test_nothing_changes_without_it(tmp_path):
     generators = fold_generator(0), fold_generator(0)
     torch.randperm(len(plain.train), generator=generators[0])
     assert (
-        plain.enlargements(9, generators[0]) is None
-        and large.enlargements(9, generators[1]) is not None
+        draw_enlargements(None, 9, generators[0]) is None
+        and draw_enlargements(zeros, 9, generators[1]) is not None
     )
 
 
@@ -484,10 +495,10 @@ def test_tables_that_do_not_fit_are_refused(tmp_path):
     for changed in (
         dict(magnified=good[1:]),
         dict(magnified=good[:, 0]),
-        dict(magnified=good, look=False),
+        dict(magnified=good, needs_frames=False),
     ):
         with pytest.raises(ValueError, match="got magnified apexes of shape"):
-            FoldData(store, store.index.subject_id[0], **changed)
+            FoldData(PairSource(store, **changed), store.index.subject_id[0])
 
 
 @pytest.mark.parametrize("bounds", [(0.5, 3), (6, 2), (2, 40), (2,), (1, float("nan"))])
@@ -541,14 +552,17 @@ def test_a_fold_trains_on_them(tmp_path, monkeypatch):
         dgm_width=4,
         dgm_depth=2,
     )
-    run = lambda magnify: train_fold(
-        store,
-        store.index.subject_id[0],
-        model,
-        TrainConfig(epochs=2, pairs=2, batch_size=4, magnify=magnify),
-        device="cpu",
-        progress=False,
-    )
+
+    def run(magnify):
+        return train_fold(
+            store,
+            store.index.subject_id[0],
+            model,
+            TrainConfig(epochs=2, pairs=2, batch_size=4, magnify=magnify),
+            device="cpu",
+            progress=False,
+        )
+
     plain, first, second = run(None), run((2, 6)), run((2, 6))
     assert len(asked) == 2 and asked[0][:3] == (store.path, store.settings["checksum"], (2.0, 6.0))
     assert np.array_equal(first.probabilities, second.probabilities) and not np.array_equal(

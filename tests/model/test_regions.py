@@ -28,7 +28,10 @@ from frl_dgt_nb.model.regions import (
 def mean_face(size=256):
     "A fabricated face of 68 landmarks, the same on both sides; (1,68,2)."
     turn = np.linspace(0, np.pi, 17)
-    other = lambda half: half * [-1, 1]
+
+    def other(half):
+        return half * [-1, 1]
+
     jaw = np.stack([-0.5 * np.cos(turn), 0.12 + 0.68 * np.sin(turn)], 1)
     brow = np.array([[-0.42, 0], [-0.34, -0.05], [-0.26, -0.06], [-0.17, -0.045], [-0.09, -0.02]])
     bridge, nostril = (
@@ -133,7 +136,9 @@ def test_every_region_has_its_mirror():
             + lift
         )
 
-    normal = lambda point: "~".join(sorted(point.rstrip("^").split("~"))) + "^" * point.count("^")
+    def normal(point):
+        return "~".join(sorted(point.rstrip("^").split("~"))) + "^" * point.count("^")
+
     regions = [frozenset(map(normal, region)) for region in REGION_POINTS]
     lonely = [
         number

@@ -211,7 +211,10 @@ def test_guided_module_is_frozen_and_noise_is_for_training():
         atol=1e-6,
         rtol=1e-4,
     )
-    look = lambda: model.look_all(None, moves())
+
+    def look():
+        return model.look_all(None, moves())
+
     assert (look() - look()).abs().max() > 0.1
     model.eval()
     assert torch.equal(look(), look())

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,13 +13,13 @@ import pytest
 
 from frl_dgt_nb.data.clips import Exclusion
 from frl_dgt_nb.data.databases import read_folder
-from frl_dgt_nb.data.store import prepare
+from frl_dgt_nb.data.preparation import prepare
 from frl_dgt_nb.model.config import ModelConfig
 from frl_dgt_nb.pictures.report import (
-    PARTS,
     class_rows,
     excluded_rows,
     read_run,
+    render_page,
     subject_rows,
     typical_clip,
     write_report,
@@ -74,12 +75,11 @@ def finished(tmp_path_factory):
         for clip in database.clips
         if clip.subject in subjects
     ]
-    store = prepare(
-        clips,
-        home / "store",
-        progress=False,
-        excluded=[Exclusion("folder/x/1", "no <apex>"), Exclusion("folder/x/2", "no <apex>")],
-    )
+    excluded = [Exclusion("folder/x/1", "no <apex>"), Exclusion("folder/x/2", "no <apex>")]
+    two = replace(
+        database, clips=clips, excluded=excluded, root=home
+    )  # no true displacements there
+    store = prepare(two, home / "store", progress=False)
     run_loso(
         store,
         home / "run",
@@ -183,7 +183,7 @@ def test_class_rows_are_the_scores():
     assert np.mean([float(row[4]) for row in rows]) == pytest.approx(0.8313, abs=1e-3)
     assert np.mean([float(row[2]) for row in rows]) == pytest.approx(0.8175, abs=1e-3)
     assert [row[1] for row in rows] == [250, 109, 83]
-    assert class_rows([[0, 1], [0, 0]], NAMES)[1][2:] == ("-", "0.000", "0.000")
+    assert class_rows([[0, 1], [0, 0]], NAMES[:2])[1][2:] == ("-", "0.000", "0.000")
 
 
 def test_subject_rows_count_hits():
@@ -207,4 +207,14 @@ def test_exclusions_are_grouped_and_none_is_lost():
 
 
 def test_style_is_for_paper_too():
-    assert "@media print" in PARTS["style"]
+    assert "@media print" in render_page("style.css")
+
+
+@pytest.mark.parametrize("inner", [None, {"uf1": 0.512, "uar": 0.634}])
+def test_inner_scores_are_on_the_page_where_there_are_some(finished, tmp_path, inner):
+    run, store, _ = finished
+    shutil.copytree(run, tmp_path / "run")
+    report = json.loads((run / "report.json").read_text()) | {"inner": inner}
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report))
+    text = Page(write_report(tmp_path / "run", store).read_text(encoding="utf-8")).text
+    assert ("Inner: UF1 0.512, UAR 0.634" in " ".join(text.split())) == bool(inner)

@@ -25,7 +25,7 @@ from frl_dgt_nb.simulate.actions import (
     COMBINATIONS,
     DISTRACTORS,
     Actions,
-    draw_actions,
+    random_actions,
     envelope,
     facial_actions,
     parse_code,
@@ -34,7 +34,7 @@ from frl_dgt_nb.simulate.render import can_render, project, seen_at, true_displa
 from frl_dgt_nb.simulate.samples import (
     NECK,
     action_field,
-    draw_drift,
+    random_drift,
     expose,
     fresh_folder,
     main,
@@ -54,9 +54,9 @@ SAMPLES = __file__.rsplit("/", 3)[0] + "/data_samples"
 
 @pytest.fixture(scope="module")
 def person():
-    from frl_dgt_nb.simulate.heads import draw_person
+    from frl_dgt_nb.simulate.heads import random_person
 
-    return draw_person(np.random.default_rng(0))
+    return random_person(np.random.default_rng(0))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_a_side_takes_its_own_half_of_the_actions():
 @given(st.sampled_from(sorted(COMBINATIONS)), st.integers(0, 2**32 - 1), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_drawn_actions_are_within_their_ranges(emotion, seed, distract):
-    actions = draw_actions(emotion, np.random.default_rng(seed), distract)
+    actions = random_actions(emotion, np.random.default_rng(seed), distract)
     assert actions.code in COMBINATIONS[emotion] and set(actions.weights) == set(
         actions.code.split("+")
     )
@@ -131,7 +131,7 @@ def test_envelope_refuses_a_wrong_order(where):
 
 
 def test_drift_is_zero_at_the_onset_and_scales():
-    one, two = (draw_drift(8, 3, np.random.default_rng(0), size) for size in (1, 2))
+    one, two = (random_drift(8, 3, np.random.default_rng(0), size) for size in (1, 2))
     assert not one.turn[3].any() and not one.shift[3].any() and one.light[3] == 1
     np.testing.assert_allclose(two.shift, 2 * one.shift)
     assert one.turn[0].any() and one.light.std() > 0
@@ -269,7 +269,7 @@ def test_too_few_frames(person):
     ):
         simulate_clip(
             studio,
-            draw_actions("surprise", np.random.default_rng(0)),
+            random_actions("surprise", np.random.default_rng(0)),
             np.random.default_rng(0),
             frames=5,
         )

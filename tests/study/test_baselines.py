@@ -16,6 +16,7 @@ from toy_store import toy_store
 from frl_dgt_nb.study import baselines
 from frl_dgt_nb.study.baselines import (
     BASELINES,
+    BaselineConfig,
     baseline_settings,
     clip_flows,
     clip_inputs,
@@ -385,37 +386,37 @@ def test_the_last_epoch_is_the_headline(store, tmp_path):
 
 
 def settings_of(store, name, **changed):
-    return baseline_settings(store, name, **changed, **BRIEF.get(name, {}))
+    return baseline_settings(store, BaselineConfig(name, **changed, **BRIEF.get(name, {})))
 
 
 @pytest.mark.parametrize("name", ["bi-woof", "ststnet"])
 def test_a_fold_knows_nothing_of_its_test_clips(store, name):
     "Whatever these clips look like and whatever their labels are: not a weight changes. Anybody else's clips do change it."
     inputs, index, told = clip_inputs(store, name), store.index.copy(), settings_of(store, name)
-    before, test, _ = fit_fold(name, inputs, index, "toy/01", told)
+    before, test, _ = fit_fold(inputs, index, "toy/01", told)
     assert index.clip_id[test.tolist()].str.startswith("toy/01/").all() and len(test) == 3
     others, relabelled = inputs.clone(), index.copy()
     others[test] = torch.randn_like(others[test])
     relabelled.loc[test.tolist(), "label"] = (relabelled.label[test.tolist()] + 1) % 3
-    after, _, _ = fit_fold(name, others, relabelled, "toy/01", told)
+    after, _, _ = fit_fold(others, relabelled, "toy/01", told)
     assert all(torch.equal(after.weights[key], value) for key, value in before.weights.items())
     assert not np.array_equal(before.probabilities[0], after.probabilities[0])
     others = inputs.clone()
     train = index.index[index.subject_id != "toy/01"][0]
     others[train] = torch.randn_like(others[train])
-    after, _, _ = fit_fold(name, others, index, "toy/01", told)
+    after, _, _ = fit_fold(others, index, "toy/01", told)
     assert not all(torch.equal(after.weights[key], value) for key, value in before.weights.items())
 
 
 def test_inner_subjects_are_neither_trained_on_nor_tested(store):
     inputs, told = clip_inputs(store, "ststnet"), settings_of(store, "ststnet", inner=1)
-    before, test, inner = fit_fold("ststnet", inputs, store.index, "toy/01", told)
+    before, test, inner = fit_fold(inputs, store.index, "toy/01", told)
     assert set(store.index.subject_id[inner.tolist()]) == set(
         choose_inner(store.index, "toy/01", 1, 0)
     ) and not set(test.tolist()) & set(inner.tolist())
     others = inputs.clone()
     others[inner] = torch.randn_like(others[inner])
-    after, _, _ = fit_fold("ststnet", others, store.index, "toy/01", told)
+    after, _, _ = fit_fold(others, store.index, "toy/01", told)
     assert all(torch.equal(after.weights[key], value) for key, value in before.weights.items())
 
 
@@ -460,11 +461,11 @@ def test_stopped_and_resumed(store, tmp_path, monkeypatch):
     )
     real, calls = baselines.fit_fold, []
 
-    def failing(name, inputs, index, subject, *rest):
+    def failing(inputs, index, subject, *rest):
         calls.append(subject)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(name, inputs, index, subject, *rest)
+        return real(inputs, index, subject, *rest)
 
     monkeypatch.setattr(baselines, "fit_fold", failing)
     with pytest.raises(KeyboardInterrupt):
@@ -513,7 +514,6 @@ def test_seeds(store):
     def fitted(seed):
         torch.rand(3)
         return fit_fold(
-            "ststnet",
             clip_inputs(store, "ststnet"),
             store.index,
             "toy/01",
@@ -550,7 +550,6 @@ def test_bad_settings(store, tmp_path, name, options, told):
 def test_bad_subject(store):
     with pytest.raises(ValueError, match="no subject 'toy/77'"):
         fit_fold(
-            "bi-woof",
             clip_inputs(store, "bi-woof"),
             store.index,
             "toy/77",

@@ -169,7 +169,7 @@ def test_figure6_has_each_clip_once_and_rings_for_the_left_out(data):
 
 def test_figure7_is_local_times_global_and_one_is_no_preference(data):
     store, found = small_store(), open_finished(small_store(), finished_run())
-    inside, boxes = look_inside_folds(found, data), data.boxes.numpy()
+    inside, boxes = look_inside_folds(found, data), data.source.boxes.numpy()
     even = {"local": np.full((12, 9, 2, 4), 0.25), "whole": np.full((12, 2, 9), 1 / 9)}
     for values in weight_maps(even, boxes, [0, 5], 256):
         assert np.allclose(values[np.isfinite(values)], 1)

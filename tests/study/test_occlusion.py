@@ -14,14 +14,15 @@ from frl_dgt_nb.pictures.pair import PairView, ask
 from frl_dgt_nb.study.occlusion import (
     agreement_table,
     another_clip,
-    freeze_boxes,
     occlusion_table,
     plot_occlusion,
     random_boxes,
     rank_correlation,
+    repeat_pairs,
 )
 from frl_dgt_nb.training.finished_run import fold_models, open_finished
-from frl_dgt_nb.training.predict import freeze
+from frl_dgt_nb.training.predict import box_mask, freeze
+from frl_dgt_nb.training.sampling import Batch
 from frl_dgt_nb.widgets.head_weights import both_weights
 
 
@@ -42,22 +43,21 @@ def test_many_boxes_at_once_are_each_alone(seed):
     )  # some reach beyond the picture
     corners[:, :, 1].clamp_(min=0)  # but none lies wholly outside
     boxes = corners.flatten(2)
-    apexes, displacements = freeze_boxes(onset, apex, displacement, boxes)
-    for b in range(2):
-        for k in range(3):
-            one = freeze(
-                onset[b : b + 1], apex[b : b + 1], displacement[b : b + 1], boxes[b, k].numpy()
-            )
-            assert torch.equal(apexes[b, k], one[0][0]) and torch.equal(
-                displacements[b, k], one[1][0]
-            )
+    pairs = Batch(onset, apex, boxes, displacement=displacement)
+    frozen = freeze(repeat_pairs(pairs, 3), box_mask(boxes.flatten(0, 1), 20, 24))
+    for copy, (x0, y0, x1, y1) in enumerate(boxes.flatten(0, 1).round().int().tolist()):
+        wanted, still = apex[copy // 3].clone(), displacement[copy // 3].clone()
+        if x1 >= 0 and y1 >= 0:
+            inside = (..., slice(max(y0, 0), y1 + 1), slice(max(x0, 0), x1 + 1))
+            wanted[inside], still[inside] = onset[copy // 3][inside], 0
+        assert torch.equal(frozen.apex[copy], wanted)
+        assert torch.equal(frozen.displacement[copy], still)
 
 
 def test_where_nobody_sees_frames_there_are_none():
-    apexes, displacements = freeze_boxes(
-        None, None, torch.ones(2, 2, 8, 8), torch.tensor([[[0.0, 0, 3, 3]]]).expand(2, 1, 4)
-    )
-    assert apexes is None and displacements.sum() == 2 * 2 * (64 - 16)
+    box = torch.tensor([[0.0, 0, 3, 3]]).expand(2, 4)
+    frozen = freeze(Batch(None, None, box, displacement=torch.ones(2, 2, 8, 8)), box_mask(box, 8, 8))
+    assert frozen.apex is None and frozen.displacement.sum() == 2 * 2 * (64 - 16)
 
 
 @pytest.mark.parametrize("kind", ["guided", "plain"])

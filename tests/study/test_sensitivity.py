@@ -316,4 +316,4 @@ def test_picture_and_text_hold_the_table(table):
 
 def test_a_module_without_training_is_asked_once_for_all_folds():
     data = pair_data(small_store(), open_finished(small_store(), finished_run()).config)
-    assert data.displacements.shape == (12, 1, 2, 64, 64)
+    assert data.source.displacements.shape == (12, 1, 2, 64, 64)

@@ -1,8 +1,4 @@
-"""Tables of made-up runs against values computed by hand; order of rows whose truth is known."""
-
-import json
-from dataclasses import asdict
-from itertools import permutations
+"""Tables of made-up runs against values computed by hand."""
 
 import numpy as np
 import pandas as pd
@@ -10,14 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import permutation_test
+from study_runs import known_runs, make_run, never
 
-from frl_dgt_nb.model.config import ModelConfig
+from frl_dgt_nb.study.published import COMPOSITE
 from frl_dgt_nb.study.tables import (
-    COMPOSITE,
     Row,
     holm,
-    order_holds,
-    order_text,
     plot_rows,
     readable_table,
     row_state,
@@ -25,48 +19,6 @@ from frl_dgt_nb.study.tables import (
     write_table,
 )
 from frl_dgt_nb.training.protocol import compare_runs
-from frl_dgt_nb.training.settings import TrainConfig
-
-
-def make_run(folder, labels, predictions, subjects, databases="ours", seconds=7.0):
-    "The files of a finished run that predicted this"
-    frame = pd.DataFrame(
-        {
-            "database": databases,
-            "subject": subjects,
-            "label": labels,
-            "prediction": predictions,
-            "oracle_prediction": labels,
-        }
-    )
-    frame["subject_id"] = frame.database + "/" + frame.subject
-    frame["clip_id"] = [f"{subject}/c{i}" for i, subject in enumerate(frame.subject_id)]
-    (folder / "folds").mkdir(parents=True)
-    frame.to_parquet(folder / "predictions.parquet")
-    config = {"seed": 0, "model": asdict(ModelConfig()), "train": asdict(TrainConfig()), "data": {}}
-    for name, content in (
-        ("config", config),
-        ("report", {"seconds": seconds, "oracle": {"uf1": 1.0, "uar": 1.0}}),
-    ):
-        (folder / f"{name}.json").write_text(json.dumps(content))
-    return frame
-
-
-def known_runs(out, right, subjects=24, clips=6):
-    "Runs, each right in the given share of the clips of every subject: which clips, all have in common"
-    labels, owner = (
-        np.tile(np.arange(clips) % 3, subjects),
-        np.repeat([f"{s:02}" for s in range(subjects)], clips),
-    )
-    hard = np.concatenate([np.random.default_rng(s).permutation(clips) for s in range(subjects)])
-    for name, share in right.items():
-        make_run(
-            out / name, labels, np.where(hard < share * clips, labels, (labels + 1) % 3), owner
-        )
-    return [
-        Row(name, name, lambda folder: {}, paper={"full": (0.5 + 0.01 * i, 0.5)})
-        for i, name in enumerate(right)
-    ]
 
 
 LABELS, GUESSES = [0, 0, 1, 1, 2, 2], {"M9": [0, 0, 1, 1, 2, 0], "M1": [0, 1, 1, 1, 2, 0]}
@@ -90,12 +42,11 @@ def small(tmp_path):
     (tmp_path / "M2/folds").mkdir(parents=True)
     for fold in "abc":
         (tmp_path / f"M2/folds/{fold}.json").touch()
-    run = lambda folder: {}
     return [
-        Row("M1", "less <b>", run, paper={"full": (0.7, 0.6), "smic": (0.5, 0.4)}),
-        Row("M2", "half done", run, paper={"full": (0.77, 0.76)}),
-        Row("M3", "nothing yet", run),
-        Row("M9", "all", run, paper={"full": (0.812, 0.811)}),
+        Row("M1", "less <b>", never, paper={"full": (0.7, 0.6), "smic": (0.5, 0.4)}),
+        Row("M2", "half done", never, paper={"full": (0.77, 0.76)}),
+        Row("M3", "nothing yet", never),
+        Row("M9", "all", never, paper={"full": (0.812, 0.811)}),
         Row("EMRNet", "another", paper={"full": (0.789, 0.782)}, note="needs CK+"),
     ], tmp_path
 
@@ -218,15 +169,14 @@ def test_a_figure_of_the_paper_never_stands_under_our_heading(small):
 
 def test_before_anything_is_run(tmp_path):
     rows = [
-        Row("M9", "all", lambda folder: {}, paper={"full": (0.8, 0.8)}),
-        Row("M1", "less", lambda folder: {}),
+        Row("M9", "all", never, paper={"full": (0.8, 0.8)}),
+        Row("M1", "less", never),
     ]
     table = score_rows(rows, tmp_path)
     assert (
         table.state.tolist() == ["not started"] * 2
         and len(write_table(table, tmp_path, "t", "T")) == 3
     )
-    assert "nothing can be said" in order_text(order_holds(table, tmp_path, ("M9", "M1")))
 
 
 def test_the_picture_has_both_kinds_of_marks(small):
@@ -273,83 +223,6 @@ def test_holm(p):
     assert np.isnan(adjusted).sum() == len(p) - len(real)
 
 
-RIGHT = {
-    "M0": 2 / 6,
-    "M5": 3 / 6,
-    "M3": 4 / 6,
-    "M4": 5 / 6,
-    "M9": 1.0,
-}  # the paper's order, far apart
-
-
-def test_an_order_that_is_there(tmp_path):
-    table = score_rows(rows := known_runs(tmp_path, RIGHT), tmp_path)
-    pairs = order_holds(table, tmp_path)
-    assert (
-        len(pairs) == 10
-        and (pairs.finding == "as in the paper").all()
-        and (pairs.difference > 0).all()
-        and (pairs.low <= pairs.difference).all()
-    )
-    assert (
-        "The paper's order holds here." in order_text(pairs)
-        and " < ".join(RIGHT) in order_text(pairs)
-        and len(rows) == 5
-    )
-
-
-def test_an_order_that_is_turned_round(tmp_path):
-    table = score_rows(known_runs(tmp_path, dict(zip(RIGHT, reversed(RIGHT.values())))), tmp_path)
-    pairs = order_holds(table, tmp_path)
-    assert (
-        (pairs.finding == "against the paper").all()
-        and "0 point the same way" in order_text(pairs)
-        and "does not hold" in order_text(pairs)
-    )
-
-
-def test_one_pair_against_the_paper_is_named(tmp_path):
-    table = score_rows(known_runs(tmp_path, RIGHT | {"M9": 4.5 / 6, "M4": 1.0}), tmp_path)
-    pairs = order_holds(table, tmp_path).set_index(["worse", "better"])
-    assert (
-        pairs.finding["M4", "M9"] == "against the paper"
-        and (pairs.finding == "against the paper").sum() == 1
-    )
-    assert "against the paper: M4 < M9 (-" in order_text(pairs.reset_index())
-
-
-def test_equal_runs_say_nothing(tmp_path):
-    table = score_rows(known_runs(tmp_path, dict.fromkeys(RIGHT, 4 / 6)), tmp_path)
-    pairs = order_holds(table, tmp_path)
-    assert (pairs.finding == "not told apart").all() and (pairs.difference == 0).all()
-    assert "neither confirm nor refute" in order_text(
-        pairs
-    ) and "As in the paper: none; against the paper: none" in order_text(pairs)
-
-
-def test_few_subjects_can_say_nothing_and_this_is_said(tmp_path):
-    table = score_rows(known_runs(tmp_path, RIGHT, subjects=8), tmp_path)
-    pairs = order_holds(table, tmp_path)
-    assert (
-        pairs.finding == "not told apart"
-    ).all() and "no p can be smaller than 0.0078" in order_text(pairs)
-    one = order_holds(
-        table, tmp_path, ("M0", "M9")
-    )  # a single pair has nothing to be corrected for
-    assert one.finding.tolist() == ["as in the paper"] and "no p can" not in order_text(one)
-
-
-def test_the_order_asked_for_is_the_papers_not_that_of_the_names(tmp_path):
-    table = score_rows(known_runs(tmp_path, RIGHT), tmp_path)
-    for names in list(permutations(RIGHT))[:5]:
-        assert list(dict.fromkeys(order_holds(table, tmp_path, names).worse)) == [
-            "M0",
-            "M5",
-            "M3",
-            "M4",
-        ]
-
-
 def test_p_against_scipy(tmp_path):
     "The p of a difference is that of a permutation test that swaps the runs' predictions by subject."
     from frl_dgt_nb.training.metrics import score_counts, subject_counts
@@ -376,7 +249,7 @@ def test_p_against_scipy(tmp_path):
 
 
 def test_state_of_a_row(tmp_path):
-    row = Row("M1", "one", lambda folder: {})
+    row = Row("M1", "one", never)
     assert row_state(row, tmp_path) == "not started"
     (tmp_path / "M1/folds").mkdir(parents=True)
     assert row_state(row, tmp_path) == "not started"

@@ -17,13 +17,21 @@ from frl_dgt_nb.training import fold as training
 from frl_dgt_nb.training.fold import (
     Trainer,
     class_weights,
+    fold_data,
     joint_loss,
     make_optimizers,
     predict_test,
     train_fold,
+    train_on,
 )
-from frl_dgt_nb.training.precomputed import precomputed_displacements, load_frames
-from frl_dgt_nb.training.sampling import FoldData, choose_inner, fold_generator, fold_seed
+from frl_dgt_nb.training.precomputed import load_frames, precomputed_displacements
+from frl_dgt_nb.training.sampling import (
+    FoldData,
+    PairSource,
+    choose_inner,
+    fold_generator,
+    fold_seed,
+)
 from frl_dgt_nb.training.settings import TRAIN_PRESETS, TrainConfig, amp_dtype, pick_device
 
 torch.set_num_threads(1)
@@ -176,15 +184,9 @@ def test_same_seed_same_bits_whatever_runs_around_it(store):
 
 
 def test_result_and_log(store, tmp_path):
-    result = train_fold(
-        store,
-        "play/02",
-        SMALL,
-        replace(BRIEF, epochs=5, store_every=2),
-        device="cpu",
-        log_dir=tmp_path,
-        progress=False,
-    )
+    config = replace(BRIEF, epochs=5, store_every=2)
+    data = fold_data(store, "play/02", SMALL, config, 0, torch.device("cpu"))
+    result = train_on(data, SMALL, config, log_dir=tmp_path, progress=False)
     assert result.epochs == [2, 4, 5] and len(result.losses) == 5
     assert result.probabilities.shape == (3, 3, 3) and np.allclose(result.probabilities.sum(-1), 1)
     assert (result.predictions == result.probabilities.argmax(-1)).all()
@@ -214,7 +216,12 @@ def test_inner_subjects_are_predicted_and_not_trained_on(store, monkeypatch):
     other[torch.from_numpy(rows)] = 255 - other[torch.from_numpy(rows)]
     config = replace(BRIEF, inner=1, mirror=True, store_every=2)
     first, second = (
-        train_fold(store, "toy/01", SMALL, config, device="cpu", progress=False, frames=each)
+        train_on(
+            fold_data(store, "toy/01", SMALL, config, 0, torch.device("cpu"), each),
+            SMALL,
+            config,
+            progress=False,
+        )
         for each in (frames, other)
     )
     assert all(
@@ -339,7 +346,7 @@ def test_given_displacements_leave_the_cross_entropy_alone(store):
     table = torch.randn(len(store), 3, 2, 8, 8)
     model, batch = (
         FRLDGT(replace(SMALL, dropout=0.0)),
-        next(FoldData(store, "toy/01", displacements=table).batches(fold_generator(0))),
+        next(FoldData(PairSource(store, displacements=table), "toy/01").batches(fold_generator(0))),
     )
     total, parts = joint_loss(model, batch)
     assert set(parts) == {"classification"} and torch.equal(total, parts["classification"])
@@ -359,7 +366,8 @@ def test_a_mirroring_model_is_asked_about_both_sides(store):
     sides = []
     for mirrored in (False, True):
         with torch.no_grad():
-            logits = [model.eval()(*batch[:3]).logits for batch in data.test_batches(mirrored)]
+            batches = [batch.mirrored() if mirrored else batch for batch in data.test_batches()]
+            logits = [model.eval()(*batch[:3]).logits for batch in batches]
         sides.append(torch.cat(logits).softmax(1).numpy())
     assert np.abs(sides[0] - sides[1]).max() > 1e-4
     assert np.allclose(predict_test(model, data), (sides[0] + sides[1]) / 2)
@@ -378,7 +386,7 @@ def test_weight_decay_pulls_towards_zero_beside_the_gradient():
 
 
 def test_loss_that_is_no_number_stops_before_the_step(store):
-    trainer = Trainer(FRLDGT(SMALL), FoldData(store, "toy/01"), BRIEF, name="toy/01")
+    trainer = Trainer(FRLDGT(SMALL), FoldData(store, "toy/01"), BRIEF)
     torch.nn.init.constant_(trainer.model.classifier[-1].bias, float("inf"))
     before = [p.clone() for p in trainer.model.dgm.parameters()]
     with pytest.raises(ValueError, match="no longer finite in fold toy/01 .*classification nan"):

@@ -21,7 +21,7 @@ from toy_store import toy_store
 from frl_dgt_nb.model.frldgt import load_model
 from frl_dgt_nb.training import loso
 from frl_dgt_nb.training import run_folder as folds
-from frl_dgt_nb.training.fold import train_fold
+from frl_dgt_nb.training.fold import train_fold, train_on
 from frl_dgt_nb.training.loso import run_loso
 from frl_dgt_nb.training.metrics import scores
 from frl_dgt_nb.training.run_folder import (
@@ -248,12 +248,12 @@ def test_ctrl_c_and_resume(store, run, tmp_path, monkeypatch):
     calls = []
 
     def interrupted(*args, **kwargs):
-        calls.append(args[1])
+        calls.append(args[0].test_subject)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return train_fold(*args, **kwargs)
+        return train_on(*args, **kwargs)
 
-    monkeypatch.setattr(loso, "train_fold", interrupted)
+    monkeypatch.setattr(loso, "train_on", interrupted)
     with pytest.raises(KeyboardInterrupt, match="stopped with 2 of 4 folds finished .*--resume"):
         run_loso(store, tmp_path / "run", **SETTINGS)
     assert not (tmp_path / "run" / "report.json").exists()

@@ -14,8 +14,13 @@ from frl_dgt_nb.model.warp import from_motion
 from frl_dgt_nb.study.ablations import variant
 from frl_dgt_nb.training import precomputed as known
 from frl_dgt_nb.training.fold import train_fold
-from frl_dgt_nb.training.precomputed import brought_map, precomputed_displacements, load_frames, pair_maps
-from frl_dgt_nb.training.sampling import FoldData, fold_generator, mirror_displacement
+from frl_dgt_nb.training.precomputed import (
+    given_displacement,
+    load_frames,
+    pair_displacements,
+    precomputed_displacements,
+)
+from frl_dgt_nb.training.sampling import FoldData, PairSource, fold_generator, mirror_displacement
 from frl_dgt_nb.training.settings import TrainConfig
 
 torch.set_num_threads(1)
@@ -64,8 +69,8 @@ def test_a_dynamic_image_is_of_all_frames_between(store):
             rtol=2e-3,
         )
     assert (
-        np.array_equal(brought_map(store, 5, "dynamic"), table[5, 1].float().numpy())
-        and brought_map(store, 5, "guided") is None
+        np.array_equal(given_displacement(store, 5, "dynamic"), table[5, 1].float().numpy())
+        and given_displacement(store, 5, "guided") is None
     )
 
 
@@ -137,15 +142,10 @@ def test_the_model_finds_what_the_table_has(store, module):
 
 
 def test_a_dynamic_image_in_the_mirror_keeps_its_colours(store):
-    data = FoldData(
-        store,
-        "toy/01",
-        mirror=True,
-        displacements=table_of(store, 1, "dynamic"),
-        look=False,
-        directed=False,
-    )
-    for one, other in zip(data.test_batches(mirrored=True), data.test_batches()):
+    table = table_of(store, 1, "dynamic")
+    source = PairSource(store, displacements=table, needs_frames=False, directed=False)
+    for other in FoldData(source, "toy/01").test_batches():
+        one = other.mirrored(directed=False)
         assert torch.equal(one.displacement, other.displacement.flip(-1))
     assert not torch.equal(
         mirror_displacement(other.displacement, torch.ones(len(other.labels), dtype=torch.bool)),
@@ -182,17 +182,18 @@ def test_a_fold_of_every_kind_trains(store, name):
 
 
 def test_grid_boxes_stay_where_they_are(store):
-    data = FoldData(store, "toy/01", mirror=True, kind="grid")
+    data = FoldData(PairSource(store, kind="grid"), "toy/01", mirror=True)
     batch = next(data.batches(fold_generator(0)))
     assert (batch.boxes - batch.boxes[:1]).abs().max() < 1e-4 and batch.boxes[
         0, 4, 0
     ] == pytest.approx(31 / 3, abs=1e-4)
     with pytest.raises(ValueError, match="choose from au, grid"):
-        FoldData(store, "toy/01", kind="cells")
+        PairSource(store, kind="cells")
 
 
 def test_frames_of_a_pair_in_any_order(store):
     "Positions before the onset, which jitter may ask for, are other frames, not an error"
     frames = torch.rand(3, 3, 32, 32)
-    assert pair_maps(frames, [0, 1, 2], "dynamic").shape == (3, 3, 32, 32)
-    torch.testing.assert_close(pair_maps(frames, [0], "dynamic"), pair_maps(frames, [1], "dynamic"))
+    assert pair_displacements(frames, [0, 1, 2], "dynamic").shape == (3, 3, 32, 32)
+    first, second = (pair_displacements(frames, [at], "dynamic") for at in (0, 1))
+    torch.testing.assert_close(first, second)

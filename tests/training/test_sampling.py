@@ -18,9 +18,10 @@ from frl_dgt_nb.model.regions import au_boxes
 from frl_dgt_nb.model.warp import splat, warp
 from frl_dgt_nb.training import fold as training
 from frl_dgt_nb.training.fold import train_fold
-from frl_dgt_nb.training.precomputed import precomputed_displacements, load_frames
+from frl_dgt_nb.training.precomputed import load_frames, precomputed_displacements
 from frl_dgt_nb.training.sampling import (
     FoldData,
+    PairSource,
     choose_inner,
     draw_pairs,
     fold_generator,
@@ -40,9 +41,9 @@ def store(tmp_path_factory):
 
 
 def test_no_test_frame_in_a_whole_training(store, monkeypatch):
-    "Every batch that a training makes goes through `gather`; those made in training mode are read there"
+    "Every batch that a training makes is gathered by the source; those made in training mode are read there"
     seen, testing = [], []
-    gather, predict = FoldData.gather, training.predict_test
+    gather, predict = PairSource.gather, training.predict_test
 
     def read(self, *args, **kwargs):
         batch = gather(self, *args, **kwargs)
@@ -59,7 +60,7 @@ def test_no_test_frame_in_a_whole_training(store, monkeypatch):
         finally:
             testing.pop()
 
-    monkeypatch.setattr(FoldData, "gather", read)
+    monkeypatch.setattr(PairSource, "gather", read)
     monkeypatch.setattr(training, "predict_test", test)
     small = ModelConfig(
         crop_size=4,
@@ -137,8 +138,8 @@ def test_test_batches_are_plain(store):
 def test_mirrored_samples_have_mirrored_boxes(store):
     data = FoldData(store, "toy/01", mirror=True)
     clips, zero = data.train, torch.zeros_like(data.train)
-    plain = data.gather(clips, zero, zero + 1, zero)
-    mixed = data.gather(clips, zero, zero + 1, zero, torch.arange(len(clips)) % 2 == 0)
+    plain = data.source.gather(clips, zero, zero + 1, zero)
+    mixed = plain.mirrored(coin=torch.arange(len(clips)) % 2 == 0)
     assert torch.equal(mixed.onset[1::2], plain.onset[1::2]) and torch.equal(
         mixed.boxes[1::2], plain.boxes[1::2]
     )
@@ -152,7 +153,13 @@ def test_mirrored_samples_have_mirrored_boxes(store):
     assert torch.allclose(right[:, [0, 2]], 31 - left[:, [2, 0]]) and torch.equal(
         right[:, [1, 3]], left[:, [1, 3]]
     )
-    assert FoldData(store, "toy/01").coins(5, fold_generator(0)) is None
+    one, other = (
+        next(FoldData(store, "toy/01", mirror=mirror).batches(fold_generator(0)))
+        for mirror in (False, True)
+    )
+    turned = (one.onset != other.onset).flatten(1).any(1)
+    assert 0 < turned.sum() < len(turned)  # some are mirrored, and nobody without `mirror`
+    assert torch.equal(one.onset, load_frames(store)[one.rows[:, 0]].permute(0, 3, 1, 2) / 255)
 
 
 def coded(store, reach):
@@ -166,7 +173,7 @@ def coded(store, reach):
 @pytest.mark.parametrize("reach", [0, 1, 3])
 def test_displacements_are_those_of_the_clip_and_frame(store, reach):
     data, order = (
-        FoldData(store, "toy/01", 4, reach, displacements=coded(store, reach)),
+        FoldData(PairSource(store, displacements=coded(store, reach)), "toy/01", 4, reach),
         fold_generator(0),
     )
     first, apex, seen = (
@@ -209,16 +216,14 @@ def test_mirrored_displacement_moves_the_mirrored_face():
 
 def test_mirrored_batches_have_mirrored_displacements(store):
     table = torch.randn(len(store), 3, 2, 8, 8)
-    data, plain = (
-        FoldData(store, "toy/01", mirror=True, displacements=table),
-        FoldData(store, "toy/01", displacements=table),
-    )
+    data = FoldData(PairSource(store, displacements=table), "toy/01", mirror=True)
     clips, coin = data.train, torch.arange(len(data.train)) % 2 == 0
-    mixed, same = (
-        data.gather(clips, data.onset[clips], data.apex[clips], clips, c) for c in (coin, None)
-    )
+    onset, apex = data.source.onset[clips], data.source.apex[clips]
+    same = data.source.gather(clips, onset, apex, clips)
+    mixed = same.mirrored(coin=coin)
     torch.testing.assert_close(mixed.displacement, mirror_displacement(same.displacement, coin))
-    for one, other in zip(data.test_batches(mirrored=True), plain.test_batches()):
+    for other in data.test_batches():
+        one = other.mirrored()
         assert torch.equal(one.onset, other.onset.flip(-1)) and torch.equal(
             one.apex, other.apex.flip(-1)
         )
@@ -234,16 +239,15 @@ def test_mirrored_batches_have_mirrored_displacements(store):
 def test_frames_are_not_touched_where_nobody_looks(store, monkeypatch):
     "The same batches, less the frames; and a training of `best` never gathers one"
     table = torch.randn(len(store), 3, 2, 8, 8)
-    with_frames = list(
-        FoldData(store, "toy/01", mirror=True, displacements=table).batches(fold_generator(0))
-    )
+    seeing = PairSource(store, displacements=table)
+    with_frames = list(FoldData(seeing, "toy/01", mirror=True).batches(fold_generator(0)))
     monkeypatch.setattr(
         "frl_dgt_nb.training.sampling.load_frames", lambda *_: pytest.fail("frames were loaded")
     )
     for one, other in zip(
-        FoldData(store, "toy/01", mirror=True, displacements=table, look=False).batches(
-            fold_generator(0)
-        ),
+        FoldData(
+            PairSource(store, displacements=table, needs_frames=False), "toy/01", mirror=True
+        ).batches(fold_generator(0)),
         with_frames,
         strict=True,
     ):
@@ -270,7 +274,10 @@ def test_frames_are_not_touched_where_nobody_looks(store, monkeypatch):
 
 
 def test_known_displacements_are_the_guided_modules(store):
-    table, module = precomputed_displacements(store.path, "a", 2, torch.device("cpu")), load_guided()
+    table, module = (
+        precomputed_displacements(store.path, "a", 2, torch.device("cpu")),
+        load_guided(),
+    )
     assert (
         table.shape == (len(store), 5, 2, 8, 8)
         and not table.requires_grad
@@ -365,9 +372,10 @@ def test_displacements_of_other_sizes_and_random_pairs_are_refused(store):
         coded(store, 1)[:, 0],
     ):
         with pytest.raises(ValueError, match=r"wanted \(12, 3, 2\)"):
-            FoldData(store, "toy/01", displacements=table)
+            FoldData(PairSource(store, displacements=table), "toy/01")
     with pytest.raises(ValueError, match="pairs=0"):
-        FoldData(store, "toy/01", displacements=coded(store, 1)).random_pairs(2, fold_generator(0))
+        known = PairSource(store, displacements=coded(store, 1))
+        FoldData(known, "toy/01").random_pairs(2, fold_generator(0))
 
 
 def test_pairs_do_not_change_the_labelled_batches(store):
@@ -440,7 +448,7 @@ def test_frames_are_not_copied_and_not_written(store):
     frames = load_frames(store)
     assert frames.dtype == torch.uint8 and frames.data_ptr() == store.frames.ctypes.data
     before = np.array(store.frames)
-    batch = FoldData(store, "toy/01", frames=frames).random_pairs(4, fold_generator(0))
+    batch = FoldData(PairSource(store, frames=frames), "toy/01").random_pairs(4, fold_generator(0))
     batch.onset.zero_()
     assert (
         (store.frames == before).all()
@@ -451,7 +459,7 @@ def test_frames_are_not_copied_and_not_written(store):
 
 def test_own_boxes(store):
     boxes = torch.rand(len(store), 9, 4)
-    batch = next(FoldData(store, "toy/01", boxes=boxes).batches(fold_generator(0)))
+    batch = next(FoldData(PairSource(store, boxes=boxes), "toy/01").batches(fold_generator(0)))
     assert torch.equal(batch.boxes, boxes[batch.clips])
 
 

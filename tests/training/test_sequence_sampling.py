@@ -14,7 +14,8 @@ from toy_store import toy_store
 
 from frl_dgt_nb.data.archives import read_database
 from frl_dgt_nb.data.clips import label_of
-from frl_dgt_nb.data.store import FaceStore, prepare
+from frl_dgt_nb.data.preparation import prepare
+from frl_dgt_nb.data.store import FaceStore
 from frl_dgt_nb.model.config import PRESETS, ModelConfig
 from frl_dgt_nb.model.dgm import displacement_loss
 from frl_dgt_nb.model.guided import SHRINK, load_guided
@@ -25,7 +26,11 @@ from frl_dgt_nb.training.fold import check_fit, fold_data, joint_loss, predict_t
 from frl_dgt_nb.training.interpolation import read_sequence, sequence_store
 from frl_dgt_nb.training.loso import run_loso
 from frl_dgt_nb.training.sampling import fold_generator
-from frl_dgt_nb.training.sequence_sampling import SequenceData, known_sequences
+from frl_dgt_nb.training.sequence_sampling import (
+    SequenceData,
+    SequenceSource,
+    precomputed_sequences,
+)
 from frl_dgt_nb.training.settings import SEQUENCE_TRAIN_PRESETS, TRAIN_PRESETS, TrainConfig
 
 SAMPLES = Path(__file__).parents[2] / "data_samples/frames/s03/c1"
@@ -79,14 +84,14 @@ def changed(store, folder, change):
 
 @pytest.mark.parametrize("steps", [2, 4])
 def test_known_sequences_are_the_guided_modules_words(pairs, steps):
-    found = known_sequences(pairs.path, "a", steps)
+    found = precomputed_sequences(pairs.path, "a", steps)
     assert found.shape == (12, steps - 1, 2, 32 // SHRINK, 32 // SHRINK)
     frames = read_sequence(pairs, 1, steps)
     with torch.no_grad():
         wanted = F.avg_pool2d(load_guided()(frames[:1], frames[-1:]), SHRINK)[0]
     torch.testing.assert_close(found[1, -1], wanted, atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="dynamic"):
-        known_sequences(pairs.path, "a", steps, module="dynamic")
+        precomputed_sequences(pairs.path, "a", steps, module="dynamic")
 
 
 def test_a_batch_is_the_frames_of_its_clips(store):
@@ -96,7 +101,7 @@ def test_a_batch_is_the_frames_of_its_clips(store):
         sorted(int(clip) for batch in batches for clip in batch.clips) == data.train.tolist()
         and max(len(batch.clips) for batch in batches) == 3
     )
-    for batch in [*batches, *data.test_batches(), *data.test_batches(clips=torch.tensor([2, 11]))]:
+    for batch in [*batches, *data.test_batches(), *data.test_batches(torch.tensor([2, 11]))]:
         for frames, clip, rows in zip(batch.frames, batch.clips.tolist(), batch.rows):
             assert torch.equal(
                 (frames * 255).round().byte().permute(0, 2, 3, 1),
@@ -104,7 +109,7 @@ def test_a_batch_is_the_frames_of_its_clips(store):
             )
             assert rows.tolist() == list(range(4 * clip, 4 * clip + 4))
         assert torch.equal(batch.labels, data.label[batch.clips]) and torch.equal(
-            batch.boxes, data.boxes[batch.clips]
+            batch.boxes, data.source.boxes[batch.clips]
         )
         first, second = batch.moved
         assert torch.equal(first.unflatten(0, (-1, 3))[:, 2], batch.frames[:, 0]) and torch.equal(
@@ -125,12 +130,14 @@ def test_a_batch_is_the_frames_of_its_clips(store):
     )
 
 
+def with_table(store, displacements, needs_frames=True, **settings):
+    source = SequenceSource(store, displacements=displacements, needs_frames=needs_frames)
+    return SequenceData(source, "toy/01", **settings)
+
+
 def test_what_is_known_comes_small_where_nobody_looks_and_large_where_somebody_does(store):
     known = 0.02 * torch.randn(12, 3, 2, 8, 8)
-    small, large = (
-        next(SequenceData(store, "toy/01", known=known, look=look).test_batches())
-        for look in (False, True)
-    )
+    small, large = (next(with_table(store, known, look).test_batches()) for look in (False, True))
     assert small.frames is None and torch.equal(small.displacement, known[small.clips])
     torch.testing.assert_close(small.boxes, (large.boxes + 0.5) / 4 - 0.5)
     assert large.frames.shape == (3, 4, 3, 32, 32) and large.displacement.shape == (3, 3, 2, 32, 32)
@@ -141,10 +148,7 @@ def test_what_is_known_comes_small_where_nobody_looks_and_large_where_somebody_d
     smooth = (
         torch.linspace(-0.02, 0.02, 8).expand(12, 3, 2, 8, 8).contiguous()
     )  # a slope looks the same at both sizes, but at the rim
-    a, b = (
-        next(SequenceData(store, "toy/01", known=smooth, look=look).test_batches())
-        for look in (False, True)
-    )
+    a, b = (next(with_table(store, smooth, look).test_batches()) for look in (False, True))
     inside = torch.tensor([9.0, 9, 20, 20]).expand_as(b.boxes)
     torch.testing.assert_close(
         crop_boxes(a.displacement[:, 0], (inside + 0.5) / 4 - 0.5, size=10),
@@ -156,11 +160,12 @@ def test_what_is_known_comes_small_where_nobody_looks_and_large_where_somebody_d
 
 def test_a_clip_is_mirrored_from_first_to_last(store):
     known = 0.02 * torch.randn(12, 3, 2, 8, 8)
-    for extra in ({}, dict(known=known), dict(known=known, look=False)):
-        data = SequenceData(store, "toy/01", batch_size=12, mirror=True, **extra)
+    for extra in ((None, True), (known, True), (known, False)):
+        kinds = 2 if extra[0] is not None and extra[1] else 1  # frames, displacements, or both
+        data = with_table(store, *extra, batch_size=12, mirror=True)
         batch, again = (
             next(data.batches(fold_generator(3))),
-            next(SequenceData(store, "toy/01", batch_size=12, **extra).batches(fold_generator(3))),
+            next(with_table(store, *extra, batch_size=12).batches(fold_generator(3))),
         )
         turned = 0
         for row in range(len(batch.clips)):
@@ -172,12 +177,10 @@ def test_a_clip_is_mirrored_from_first_to_last(store):
                     continue
                 flipped = plain[row].flip(-1) * torch.tensor(sign).view(-1, 1, 1)
                 is_turned = torch.allclose(values[row], flipped, atol=1e-6)
-                assert (
-                    torch.equal(values[row], plain[row]) != is_turned
-                    and torch.equal(batch.boxes[row], again.boxes[row]) != is_turned
-                )
+                assert torch.equal(values[row], plain[row]) != is_turned
+                assert torch.equal(batch.boxes[row], again.boxes[row]) != is_turned
                 turned += is_turned
-        assert 0 < turned < len(batch.clips) * (2 if len(extra) == 1 else 1)
+        assert 0 < turned < len(batch.clips) * kinds
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -189,7 +192,7 @@ def test_a_mirroring_model_does_not_care_which_side_is_left(store, tmp_path, gui
     known = 0.02 * torch.randn(12, 3, 2, 8, 8)
     flipped = known.flip(-1) * torch.tensor([-1.0, 1]).view(2, 1, 1)
     ways = [
-        SequenceData(s, "toy/01", known=k if guided else None, look=not guided)
+        with_table(s, k if guided else None, not guided)
         for s, k in ((store, known), (other, flipped))
     ]
     here, there = (predict_test(model, data) for data in ways)
@@ -212,15 +215,15 @@ def test_a_fold_is_made_as_the_settings_say(store, mirror, inner, boxes):
         data.mirror,
         data.batch_size,
         len(data.inner),
-        data.known,
+        data.source.displacements,
     ) == (mirror, 3, 3 * inner, None)
     assert (
-        torch.equal(data.boxes, face_boxes(torch.as_tensor(store.landmarks), 32, boxes))
-        and data.frames is not None
+        torch.equal(data.source.boxes, face_boxes(torch.as_tensor(store.landmarks), 32, boxes))
+        and data.source.frames is not None
     )
     known = fold_data(store, "toy/01", GUIDED, FIXED, 0, torch.device("cpu"))
-    assert known.frames is None and torch.equal(
-        known.known, known_sequences(store.path, store.settings["checksum"], 4)
+    assert known.source.frames is None and torch.equal(
+        known.source.displacements, precomputed_sequences(store.path, store.settings["checksum"], 4)
     )
 
 
@@ -302,7 +305,7 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(pairs, store, tmp_
     with pytest.raises(ValueError, match="clips of any length"):
         SequenceData(pairs, "toy/01")
     with pytest.raises(ValueError, match="wanted \\(12, 3, 2\\)"):
-        SequenceData(store, "toy/01", known=torch.zeros(12, 4, 2, 8, 8))
+        with_table(store, torch.zeros(12, 4, 2, 8, 8))
     check_fit(store, SMALL, TrainConfig())  # a pair's model takes onset and apex of a sequence
 
 
@@ -316,14 +319,14 @@ def test_a_run_stopped_and_resumed_in_two_processes_is_the_run(store, tmp_path, 
     whole = run_loso(store, tmp_path / "whole", **settings)
     assert whole["n_clips"] == 12 and {"oracle", "inner"} <= set(whole)
     stop = iter([None, KeyboardInterrupt])
-    real = loso.train_fold
+    real = loso.train_on
 
     def stopped(*what, **how):
         if error := next(stop):
             raise error
         return real(*what, **how)
 
-    monkeypatch.setattr(loso, "train_fold", stopped)
+    monkeypatch.setattr(loso, "train_on", stopped)
     with pytest.raises(KeyboardInterrupt, match="1 of 4 folds"):
         run_loso(store, tmp_path / "parts", **settings)
     with pytest.raises(ValueError, match="model.steps was 4, now 0"):

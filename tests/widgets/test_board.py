@@ -1,4 +1,5 @@
-"""A run that is watched while it grows: oracles for what is shown, files in every state, and what each control does. The page itself: tests/test_apps.py, tests/test_browser_notebooks.py."""
+"""A run that is watched while it grows: oracles for what is shown, files in every state, and what each control does.
+The page itself: test_pages.py."""
 
 import asyncio
 import json
@@ -20,15 +21,10 @@ from frl_dgt_nb.training.protocol import selection_table
 from frl_dgt_nb.training.run_folder import fold_path
 from frl_dgt_nb.training.settings import TrainConfig
 from frl_dgt_nb.widgets import board as board_module
-from frl_dgt_nb.widgets.board import (
-    LosoBoard,
-    blank_board,
-    board_still,
-    draw_board,
-    fold_losses,
-    listed,
-)
-from frl_dgt_nb.widgets.run_watch import RunWatch, fold_rows, headline, read_whole, so_far
+from frl_dgt_nb.widgets.board import LosoBoard, clips_of_cell
+from frl_dgt_nb.widgets.board_figure import board_figure, board_still, draw_board, fold_losses
+from frl_dgt_nb.widgets.canvas import panel_title
+from frl_dgt_nb.widgets.run_watch import RunWatch, fold_rows, headline, read_whole, scores_so_far
 
 SMALL = ModelConfig(
     crop_size=4, patch=2, dim=4, heads=1, depth=1, full_size=4, dgm_size=8, dgm_width=1, dgm_depth=1
@@ -83,7 +79,7 @@ def drawn(board):
 def test_scores_so_far_are_those_of_the_clips_there_are(done, growing, store):
     "Against the run's own table, and the metrics."
     add(done, growing, 3)
-    table, found = pd.read_parquet(done / "predictions.parquet"), so_far(RunWatch(growing))
+    table, found = pd.read_parquet(done / "predictions.parquet"), scores_so_far(RunWatch(growing))
     part = table[table.subject_id.isin(subjects_of(done)[:3])]
     assert (
         found["confusion"] == scores(part.label, part.prediction)["confusion"]
@@ -101,7 +97,7 @@ def test_scores_so_far_are_those_of_the_clips_there_are(done, growing, store):
 
 
 def test_a_finished_run_shows_its_report(done, store):
-    report, shown = json.loads((done / "report.json").read_text()), so_far(RunWatch(done))
+    report, shown = json.loads((done / "report.json").read_text()), scores_so_far(RunWatch(done))
     assert (shown["uf1"][0], shown["uar"][0], shown["confusion"], shown["n_clips"]) == tuple(
         report[name] for name in ("uf1", "uar", "confusion", "n_clips")
     )
@@ -113,7 +109,7 @@ def test_a_finished_run_shows_its_report(done, store):
             tuple(table.loc[name, ["value", "low", "high"]]), abs=1e-12
         )
     board = LosoBoard(done)
-    told = board.controls["told"].value
+    told = board.controls["headline"].value
     assert (
         f"{report['uf1']:.3f}" in told
         and f"{report['uar']:.3f}" in told
@@ -128,14 +124,14 @@ def test_the_reports_figures_win(done, tmp_path):
     run = shutil.copytree(done, tmp_path / "run")
     report = json.loads((run / "report.json").read_text())
     (run / "report.json").write_text(json.dumps(report | {"uf1": 0.123}))
-    assert so_far(RunWatch(run))["uf1"][0] == 0.123
+    assert scores_so_far(RunWatch(run))["uf1"][0] == 0.123
 
 
 def test_a_report_of_more_folds_than_there_are_is_not_believed(done, tmp_path):
     run = shutil.copytree(done, tmp_path / "run")
     fold_path(run, subjects_of(run)[0]).unlink()
     watch = RunWatch(run)
-    assert watch.report is None and so_far(watch)["n_subjects"] == 4 and watch.total is None
+    assert watch.report is None and scores_so_far(watch)["n_subjects"] == 4 and watch.total is None
 
 
 def test_a_new_fold_is_seen_and_only_that_is_read(done, growing, monkeypatch):
@@ -176,7 +172,7 @@ def test_what_is_not_whole_counts_as_absent(growing, content):
     "And is tried again."
     watch, extra = RunWatch(growing), growing / "folds/toy__99.json"
     extra.write_bytes(content)
-    assert not watch.read() and len(watch.folds) == 1 and so_far(watch)["n_subjects"] == 1
+    assert not watch.read() and len(watch.folds) == 1 and scores_so_far(watch)["n_subjects"] == 1
     good = json.loads(next(growing.glob("folds/toy__0*.json")).read_text())
     extra.write_text(json.dumps(good | {"subject_id": "toy/99"}))
     assert watch.read() and len(watch.folds) == 2
@@ -228,7 +224,9 @@ def test_nothing_is_written_or_locked(done, tmp_path):
 
 def test_how_many_folds_there_will_be(growing, store):
     assert RunWatch(growing).total is None and RunWatch(growing, store).total == 5
-    assert "1 folds done · 3 of 15 clips" in headline(RunWatch(growing), so_far(RunWatch(growing)))
+    assert "1 folds done · 3 of 15 clips" in headline(
+        RunWatch(growing), scores_so_far(RunWatch(growing))
+    )
     assert "1 of 5 folds" in headline(RunWatch(growing, store), None)
     (growing / "logs/toy__02").mkdir(parents=True)
     assert RunWatch(growing).begun == ["toy/02"] and "begun: toy/02" in headline(
@@ -240,7 +238,9 @@ def test_before_the_first_fold(tmp_path, store):
     "No config yet, nothing done."
     (tmp_path / "folds").mkdir()
     board = LosoBoard(tmp_path, store)
-    assert "0 of 5 folds" in board.controls["told"].value and board.controls["clips"].options == ()
+    assert (
+        "0 of 5 folds" in board.controls["headline"].value and board.controls["clips"].options == ()
+    )
     assert board.still() and fold_losses(board.watch)[1] == {}
 
 
@@ -257,13 +257,13 @@ def test_bad_input(tmp_path, store, done):
 
 def test_what_is_drawn(done):
     "Every loss, their mean, the scores after each fold, the counts."
-    watch, figure = RunWatch(done), blank_board(widget=False)
-    draw_board(watch, so_far(watch), figure)
+    watch, figure = RunWatch(done), board_figure(widget=False)
+    draw_board(watch, scores_so_far(watch), figure)
     traces, folds = {trace.name: trace for trace in figure.data}, watch.folds
     losses = np.array([[epoch["classification"] for epoch in fold["losses"]] for fold in folds])
-    shown = np.array(traces["folds"].y, float).reshape(5, 4)
+    shown = np.array(traces["fold losses"].y, float).reshape(5, 4)
     assert np.isnan(shown[:, 3]).all() and np.allclose(shown[:, :3], losses, atol=1e-4)
-    assert np.allclose(traces["mean"].y, losses.mean(0), atol=1e-4)
+    assert np.allclose(traces["mean loss"].y, losses.mean(0), atol=1e-4)
     rows = watch.table
     after = [
         uf1(
@@ -276,7 +276,7 @@ def test_what_is_drawn(done):
         for k in range(1, 6)
     ]
     assert np.allclose(traces["UF1"].y, after, atol=1e-4)
-    value, low, high = so_far(watch)["uf1"]
+    value, low, high = scores_so_far(watch)["uf1"]
     now = traces["interval"]
     assert (
         np.allclose(
@@ -288,7 +288,7 @@ def test_what_is_drawn(done):
         and len(now.x) == 1
     )
     counts = [[int(text.split("<br>")[0]) for text in row] for row in traces["confusion"].text]
-    assert counts == so_far(watch)["confusion"]
+    assert counts == scores_so_far(watch)["confusion"]
     assert len(board_still(watch).axes[0].lines) == 5
 
 
@@ -300,8 +300,8 @@ def test_folds_that_trained_for_different_times(done, growing):
     path.write_text(json.dumps(fold | {"losses": fold["losses"][:1]}))
     board = LosoBoard(growing)
     assert (
-        len(drawn(board)["mean"].y) == 3
-        and sum(y is not None for y in drawn(board)["folds"].y) == 4
+        len(drawn(board)["mean loss"].y) == 3
+        and sum(y is not None for y in drawn(board)["fold losses"].y) == 4
     )
 
 
@@ -309,13 +309,13 @@ def test_mistakes_surest_first(done):
     watch, table = RunWatch(done), pd.read_parquet(done / "predictions.parquet")
     wrong = table[table.label != table.prediction]
     sure = wrong.filter(regex="^p_").max(axis=1)
-    assert [clip for _, clip in listed(watch)] == list(
+    assert [clip for _, clip in clips_of_cell(watch)] == list(
         wrong.clip_id[sure.sort_values(ascending=False, kind="stable").index]
     ) or len(set(sure)) < len(sure)
-    assert {clip for _, clip in listed(watch)} == set(wrong.clip_id)
+    assert {clip for _, clip in clips_of_cell(watch)} == set(wrong.clip_id)
     for true in range(3):
         for said in range(3):
-            assert {clip for _, clip in listed(watch, 3 * true + said)} == set(
+            assert {clip for _, clip in clips_of_cell(watch, 3 * true + said)} == set(
                 table.clip_id[(table.label == true) & (table.prediction == said)]
             )
 
@@ -326,20 +326,20 @@ def test_controls(done, growing, store):
     add(done, growing, 4)
     assert len(drawn(board)["UF1"].y) == 1
     board.controls["refresh"].click()
-    assert len(drawn(board)["UF1"].y) == 4 and "4 of 5 folds" in board.controls["told"].value
+    assert len(drawn(board)["UF1"].y) == 4 and "4 of 5 folds" in board.controls["headline"].value
     cell = board.controls["cell"].options[1][1]
     board.controls["cell"].value = cell
-    assert list(board.controls["clips"].options) == listed(board.watch, cell)
+    assert list(board.controls["clips"].options) == clips_of_cell(board.watch, cell)
     names = ["negative", "positive", "surprise"]
     board.choose_cell(type("Points", (), {"xs": [names[2]], "ys": [names[0]]}))
     assert board.controls["cell"].value == 2
     board.controls["cell"].value = -1
     clip = board.controls["clips"].options[1][1]
     board.controls["clips"].value = clip
-    assert board.inspector.seen.clip["clip_id"] == clip and board.beside.children == (
+    assert board.inspector.scene.clip["clip_id"] == clip and board.beside.children == (
         board.inspector,
     )
-    assert board.inspector.seen.view.model is not None  # of the clip's fold
+    assert board.inspector.scene.view.model is not None  # of the clip's fold
     inspector = board.inspector
     add(done, growing, 5)
     board.controls["refresh"].click()
@@ -349,7 +349,7 @@ def test_controls(done, growing, store):
     board.controls["clips"].value = other = next(
         each for _, each in board.controls["clips"].options if each != clip
     )
-    assert board.inspector is inspector and inspector.seen.clip["clip_id"] == other
+    assert board.inspector is inspector and inspector.scene.clip["clip_id"] == other
 
 
 def test_without_faces_a_click_is_answered_in_words(done):
@@ -363,11 +363,11 @@ def test_a_baseline(store, tmp_path):
     run_baseline(store, tmp_path / "run", "bi-woof", device="cpu", progress=False)
     board = LosoBoard(tmp_path / "run", store)
     assert (
-        "no losses" in board.figure.layout.annotations[0].text
-        and "finished" in board.controls["told"].value
+        "no losses" in panel_title(board.figure, "").text
+        and "finished" in board.controls["headline"].value
     )
     board.controls["clips"].value = board.controls["clips"].options[0][1]
-    assert "motion alone" in board.status.value and board.inspector.seen.view.model is None
+    assert "motion alone" in board.status.value and board.inspector.scene.view.model is None
 
 
 def test_looks_by_itself_until_the_run_is_finished(done, growing):
@@ -386,7 +386,7 @@ def test_looks_by_itself_until_the_run_is_finished(done, growing):
     assert (
         seen == 5
         and board.controls["live"].value is False
-        and "finished" in board.controls["told"].value
+        and "finished" in board.controls["headline"].value
     )
 
 
@@ -420,7 +420,7 @@ def test_a_failing_look_is_told_and_not_the_last(growing, monkeypatch):
         board = LosoBoard(growing, every=0.01)
         monkeypatch.setattr(
             board_module,
-            "so_far",
+            "scores_so_far",
             lambda _: (_ for _ in ()).throw(OSError("the network drive is away")),
         )
         (growing / "logs/toy__09").mkdir(parents=True)
@@ -457,7 +457,7 @@ def test_read_in_a_cell_while_the_page_is_answered(growing):
     def look():
         try:
             for _ in range(100):
-                board.state = None  # something new
+                board.shown = None  # something new
                 board.refresh()
                 assert board.watch.folds
         except Exception as error:

@@ -1,4 +1,7 @@
-"""The inspector's notebook in a real JupyterLab, driven in a headless Chromium: what the page shows is compared, not what the kernel says."""
+"""The inspector's notebook in a real JupyterLab, driven in a headless Chromium.
+
+What the page shows is compared, not what the kernel says.
+"""
 
 import pytest
 from jupyter_page import (
@@ -29,11 +32,10 @@ pytestmark = needs_chromium
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     "The notebook, run from the top."
-    with (
-        jupyterlab(tmp_path_factory.mktemp("lab"), [ROOT / "nbs/7_widgets/01_inspector.ipynb"]) as address,
-        chromium() as page,
-    ):
-        open_notebook(page, address("7_widgets/01_inspector.ipynb"))
+    notebook = "7_widgets/01_inspector.ipynb"
+    home = tmp_path_factory.mktemp("lab")
+    with jupyterlab(home, [ROOT / "nbs" / notebook]) as address, chromium() as page:
+        open_notebook(page, address(notebook))
         run_all(page, f"!!document.querySelector('{FIGURE} image')")
         page.keyboard.press("Escape")  # to command mode
         yield page
@@ -73,19 +75,16 @@ def test_the_magnification_slider_moves_the_face(page, widget):
 
 def test_another_clip_changes_face_and_map(page, widget):
     widget.show()
-    face, map_before, told = widget.drawing("face"), widget.drawing("map"), widget.texts()
+    face, map_before, words = widget.drawing("face"), widget.drawing("map"), widget.texts()
     page.locator(".displacement-inspector select").nth(1).select_option(index=4)
     assert widget.changed("face", face) and widget.changed("map", map_before)
-    assert widget.texts() != told
+    assert widget.texts() != words
 
 
 def test_a_click_chooses_a_region(page, widget):
     widget.show()
     box, before = widget.place("map"), widget.drawing("crops")
-    x, y = (
-        box["x"] + 0.5 * box["width"],
-        box["y"] + 0.88 * box["height"],
-    )  # the chin, which is in box 6 alone
+    x, y = box["x"] + 0.5 * box["width"], box["y"] + 0.88 * box["height"]  # the chin: box 6 alone
     page.mouse.move(x, y)
     page.locator(f"{FIGURE} .hoverlayer .hovertext").first.wait_for(state="attached")
     assert "px right" in page.locator(f"{FIGURE} .hoverlayer").first.text_content()

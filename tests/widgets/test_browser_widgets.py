@@ -40,7 +40,7 @@ PANELS = {
 }
 STORE = """import torch; torch.set_num_threads(1)
 from frl_dgt_nb.data.databases import read_folder
-from frl_dgt_nb.data.store import prepare
+from frl_dgt_nb.data.preparation import prepare
 store = prepare(read_folder("../data_samples"), "../runs/stores/data_samples", progress=False)"""
 LESSONS = {
     "module-lab": "from frl_dgt_nb.widgets.losslab import ModuleLab\nModuleLab(store, clip='folder/s02/c1', apex='moved', times=2., noise=2.)",

@@ -1,4 +1,7 @@
-"""The inspector without a browser: what is opened, what is computed of a pair, what is drawn, and what each control changes. tests/test_browser.py looks at the page."""
+"""The inspector without a browser: what is opened and computed of a pair, what is drawn, what each control changes.
+
+test_browser_inspector.py looks at the page.
+"""
 
 import base64
 import json
@@ -16,29 +19,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from toy_store import toy_store
 
-from frl_dgt_nb.command.commands import store_of
+from frl_dgt_nb.command.browser import store_of
 from frl_dgt_nb.data.store import FaceStore
 from frl_dgt_nb.model.config import ModelConfig
 from frl_dgt_nb.model.dgm import remove_affine_drift
 from frl_dgt_nb.model.frldgt import FRLDGT
 from frl_dgt_nb.model.regions import REGION_NAMES, au_boxes
 from frl_dgt_nb.model.warp import from_motion
-from frl_dgt_nb.pictures.pair import (
-    PairView,
-    ask,
-    hold_still,
-    mean_vector,
-    motion_curve,
-    region_crops,
-)
-from frl_dgt_nb.training.finished_run import check_model, choose_model, open_faces
-from frl_dgt_nb.training.loso import run_loso
-from frl_dgt_nb.training.predict import freeze
-from frl_dgt_nb.training.run_folder import fold_path
-from frl_dgt_nb.training.settings import TrainConfig
-from frl_dgt_nb.widgets.canvas import (
+from frl_dgt_nb.pictures.overlays import (
     arrow_lines,
-    blank_figure,
     box_lines,
     hover_cells,
     label_places,
@@ -49,18 +38,41 @@ from frl_dgt_nb.widgets.canvas import (
     region_names,
     robust_maximum,
 )
-from frl_dgt_nb.widgets.pair_scene import (
+from frl_dgt_nb.pictures.pair import (
+    PairView,
+    ask,
+    hold_still,
+    mean_vector,
+    motion_curve,
+    region_crops,
+)
+from frl_dgt_nb.pictures.pair_scene import (
     MAPS,
     PICTURES,
     PairScene,
-    Look,
-    draw,
+    ViewSettings,
     face_picture,
     map_picture,
-    names_of,
-    still,
+    names_or_numbers,
+    still_figure,
+)
+from frl_dgt_nb.training.finished_run import check_model, choose_model, open_store_and_run
+from frl_dgt_nb.training.loso import run_loso
+from frl_dgt_nb.training.predict import box_mask, freeze
+from frl_dgt_nb.training.run_folder import fold_path
+from frl_dgt_nb.training.sampling import Batch
+from frl_dgt_nb.training.settings import TrainConfig
+from frl_dgt_nb.widgets.canvas import (
+    CLASSES,
+    CURVE,
+    NO_CLASSIFIER,
+    blank_figure,
+    find_text,
+    find_trace,
+    panel_title,
 )
 from frl_dgt_nb.widgets.inspector import DisplacementInspector, save_gif, save_npz, save_png
+from frl_dgt_nb.widgets.pair_figure import describe_region, draw, headline
 
 SMALL = ModelConfig(
     crop_size=4, patch=2, dim=4, heads=1, depth=1, full_size=4, dgm_size=8, dgm_width=1, dgm_depth=1
@@ -103,8 +115,8 @@ def model(config=SMALL, seed=0):
 
 
 def test_a_store_is_opened_by_itself_or_by_its_folder(store):
-    assert open_faces(store) == (store, None)
-    assert open_faces(str(store.path))[0].path == store.path
+    assert open_store_and_run(store) == (store, None)
+    assert open_store_and_run(str(store.path))[0].path == store.path
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +136,10 @@ def run(store, tmp_path_factory):
 
 def test_a_run_needs_its_store(run, store, tmp_path):
     with pytest.raises(ValueError, match="holds no faces; name the store"):
-        open_faces(run)
-    assert open_faces(run, store) == (store, run)
+        open_store_and_run(run)
+    assert open_store_and_run(run, store) == (store, run)
     with pytest.raises(ValueError, match="made on other clips"):
-        open_faces(run, toy_store(tmp_path / "other", seed=1))
+        open_store_and_run(run, toy_store(tmp_path / "other", seed=1))
 
 
 @pytest.mark.parametrize("what, message", [("none", "there is no folder"), (".", "holds no store")])
@@ -198,7 +210,8 @@ def test_everything_is_computed_once(store, monkeypatch):
     )
     for _ in range(3):
         view.motion("module"), view.strain("module"), view.magnified(5), ask(view, view.boxes)
-    assert len(calls) == 1
+        ask(view, view.boxes, 3)
+    assert len(calls) == 2  # once for what is seen, once for the answers
 
 
 def test_the_head_is_held_still():
@@ -242,12 +255,13 @@ def test_freezing_touches_the_box_and_nothing_else():
         torch.ones(1, 3, 16, 16),
         torch.ones(1, 2, 16, 16),
     )
-    still_apex, still_displacement = freeze(onset, apex, displacement, (2, 3, 5, 7))
-    assert still_apex[0, :, 3:8, 2:6].abs().max() == 0 and still_apex.sum() == 3 * (256 - 20)
-    assert still_displacement.sum() == 2 * (256 - 20)
+    side = Batch(onset, apex, None, displacement=displacement)
+    still = freeze(side, box_mask(torch.tensor([[2.0, 3, 5, 7]]), 16, 16))
+    assert still.apex[0, :, 3:8, 2:6].abs().max() == 0 and still.apex.sum() == 3 * (256 - 20)
+    assert still.displacement.sum() == 2 * (256 - 20)
     assert apex.min() == 1 and displacement.min() == 1  # a copy was changed
-    for beside in ((-9, 3, -4, 7), (2, -9, 5, -4), (20, 3, 25, 7)):
-        assert torch.equal(freeze(onset, apex, displacement, beside)[0], apex)
+    for beside in ((-9.0, 3, -4, 7), (2.0, -9, 5, -4), (20.0, 3, 25, 7)):
+        assert not box_mask(torch.tensor([beside]), 16, 16).any()
 
 
 def test_freezing_what_does_not_move_changes_no_answer(store):
@@ -369,131 +383,140 @@ def test_every_region_can_be_hit_and_has_its_name_inside(seed):
 
 def test_every_picture_and_every_map(known):
     scene = PairScene(known, model(BLIND))
-    view, look = scene.view, scene.look
-    for picture in PICTURES:
-        look.picture = picture
+    view, look = scene.view, scene.settings
+    for look.picture in PICTURES:
         image, title = face_picture(scene)
         assert image.shape == (SIDE, SIDE, 3) and image.dtype == np.uint8 and title
     look.picture, look.frame = "frame", 2
     assert (face_picture(scene)[0] == view.frames[2]).all()
-    for picture, at in (("onset", view.onset), ("apex", view.apex)):
-        look.picture = picture
-        assert (face_picture(scene)[0] == view.frames[at]).all()
-    look.picture, look.factor = "blink", 1
-    shown = [face_picture(scene)[0] for look.frame in (1, 2)]
-    assert (shown[0] == view.frames[view.onset]).all() and (
-        shown[1] == view.frames[view.apex]
-    ).all()
+    for look.picture, frame in (("onset", view.onset), ("apex", view.apex)):
+        assert (face_picture(scene)[0] == view.frames[frame]).all()
     for look.source in ("module", "optical flow", "truth", "dynamic image"):
         for look.map in MAPS:
-            image, title, most, unit = map_picture(scene)
-            assert image.shape == (SIDE, SIDE, 3) and (most is None) == (
-                look.map in ("colours", "face") and look.source != "dynamic image"
-            )
+            image, title, maximum, unit = map_picture(scene)
+            without_bar = look.map in ("colours", "face") and look.source != "dynamic image"
+            assert image.shape == (SIDE, SIDE, 3) and (maximum is None) == without_bar
     look.source, look.map, look.limit = "truth", "magnitude", 1.0
-    assert (map_picture(scene)[0] == ramp(np.full((SIDE, SIDE), 0.5), 1.0)).all()
+    assert (map_picture(scene).image == ramp(np.full((SIDE, SIDE), 0.5), 1.0)).all()
+
+
+def test_blinking_shows_onset_and_apex_in_turn(known):
+    scene = PairScene(known, model(BLIND))
+    view, look = scene.view, scene.settings
+    look.picture, look.factor = "blink", 1
+    odd, even = [face_picture(scene)[0] for look.frame in (1, 2)]
+    assert (odd == view.frames[view.onset]).all() and (even == view.frames[view.apex]).all()
+    look.factor = 5
+    assert (face_picture(scene)[0] == view.magnified(5)).all()
+
+
+def drawn(scene):
+    "The figure with a scene in it."
+    figure = blank_figure(SIDE, widget=False)
+    draw(figure, scene)
+    return figure
+
+
+def bars(figure):
+    "The bars of the regions, the chosen one among them."
+    return np.add(find_trace(figure, "regions").y, find_trace(figure, "chosen region").y)
 
 
 def test_the_figure_holds_what_was_computed(known):
     scene = PairScene(known, model(BLIND))
-    scene.look.source = "truth"
-    draw(scene)
-    traces, k = scene.traces, scene.look.region
+    scene.settings.source = "truth"
+    figure, region = drawn(scene), scene.settings.region
     chances, weights = ask(scene.view, scene.boxes)
-    assert np.allclose(traces["as it is"].y, chances, atol=1e-4) and np.allclose(
-        traces["frozen"].y, ask(scene.view, scene.boxes, k)[0], atol=1e-4
-    )
-    assert np.allclose(
-        np.add(traces["regions"].y, traces["region"].y), weights, atol=1e-4
-    ) and np.flatnonzero(traces["region"].y).tolist() == [k]
-    assert np.allclose(traces["values"].customdata[4][4], [0.5, 0, 0.5])
-    assert (
-        scene.figure.layout.xaxis5.ticktext == ("negative", "positive", "surprise")
-        and scene.figure.layout.xaxis6.ticktext == REGION_NAMES
-    )
-    shape = scene.figure.layout.shapes[0]
-    assert np.allclose([shape.x0, shape.y0, shape.x1, shape.y1], scene.boxes[k])
-    assert list(traces["marks"].x) == [
-        scene.view.onset,
-        scene.view.apex,
-        scene.look.frame,
-        *scene.view.moments,
+    frozen, _ = ask(scene.view, scene.boxes, region)
+    assert np.allclose(find_trace(figure, "as it is").y, chances, atol=1e-4)
+    assert np.allclose(find_trace(figure, "frozen").y, frozen, atol=1e-4)
+    assert np.allclose(bars(figure), weights, atol=1e-4)
+    assert np.flatnonzero(find_trace(figure, "chosen region").y).tolist() == [region]
+    assert np.allclose(find_trace(figure, "map hover").customdata[4][4], [0.5, 0, 0.5])
+    assert figure.layout.xaxis5.ticktext == ("negative", "positive", "surprise")
+    assert figure.layout.xaxis6.ticktext == REGION_NAMES
+    shape = figure.layout.shapes[0]
+    assert np.allclose([shape.x0, shape.y0, shape.x1, shape.y1], scene.boxes[region])
+    moments = [scene.view.onset, scene.view.apex, scene.settings.frame]
+    moments += scene.view.labelled_moments
+    assert list(find_trace(figure, "moments").x) == moments
+
+
+def test_what_is_seen_is_said_and_drawn_still(known):
+    scene = PairScene(known, model(BLIND))
+    scene.settings.source = "truth"
+    chances, _ = ask(scene.view, scene.boxes)
+    words = describe_region(scene)
+    assert "(+0.50, +0.00) px, 0.50 px long" in words and "fusion weight" in words
+    best = int(chances.argmax())
+    assert headline(scene).startswith("label ")
+    assert headline(scene).endswith(f"model {scene.names[best]} ({chances[best]:.2f})")
+    answer = still_figure(scene).axes[3]
+    assert [bar.get_height() for bar in answer.patches] == pytest.approx(chances.tolist())
+
+
+def shows_classes(figure):
+    "Whether the panel of the classes is there; otherwise a text is in its place."
+    parts = [
+        figure.layout.xaxis5,
+        figure.layout.yaxis5,
+        panel_title(figure, CLASSES),
+        find_trace(figure, "as it is"),
+        find_trace(figure, "frozen"),
     ]
-    assert (
-        "(+0.50, +0.00) px, 0.50 px long" in scene.said
-        and "fusion weight" in scene.said
-        and scene.told.startswith("label ")
-    )
-    figure = still(scene)
-    assert [bar.get_height() for bar in figure.axes[3].patches] == pytest.approx(chances.tolist())
-
-
-def shows_classes(scene):
-    "Whether the panel of the classes is there; otherwise a note is in its place."
-    layout, traces = scene.figure.layout, scene.traces
-    seen = {
-        part.visible
-        for part in (
-            layout.xaxis5,
-            layout.yaxis5,
-            layout.annotations[4],
-            traces["as it is"],
-            traces["frozen"],
-        )
-    }
-    assert len(seen) == 1 and layout.annotations[7].visible is not seen.copy().pop()
-    return seen.pop()
+    [shown] = {part.visible for part in parts}
+    assert find_text(figure, NO_CLASSIFIER).visible is not shown
+    return shown
 
 
 def test_without_a_model_there_are_no_classes(store):
     scene = PairScene(store)
-    draw(scene)
-    assert (
-        not scene.traces["as it is"].y
-        and not shows_classes(scene)
-        and "frozen" not in scene.said
-    )
-    assert np.allclose(
-        np.add(scene.traces["regions"].y, scene.traces["region"].y),
-        np.hypot(*scene.vectors.T),
-        atol=1e-4,
-    )
-    assert (
-        scene.look.region == np.hypot(*scene.vectors.T).argmax()
-    )  # it begins with the liveliest
+    figure = drawn(scene)
+    assert not find_trace(figure, "as it is").y and not shows_classes(figure)
+    assert "frozen" not in describe_region(scene) and "model" not in headline(scene)
+    lengths = np.hypot(*scene.vectors.T)
+    assert np.allclose(bars(figure), lengths, atol=1e-4)
+    assert scene.settings.region == lengths.argmax()  # it begins with the liveliest
 
 
-def test_the_note_says_how_to_come_by_classes(store, run):
-    call = PairScene(store).figure.layout.annotations[7].text.split("<br>")[1]
-    assert shows_classes(
-        eval(
-            call, {"DisplacementInspector": DisplacementInspector, "run": run, "store": store}
-        ).seen
-    )
+def test_the_text_says_how_to_come_by_classes(store, run):
+    text = find_text(blank_figure(SIDE, widget=False), NO_CLASSIFIER).text
+    names = {"DisplacementInspector": DisplacementInspector, "run": run, "store": store}
+    assert shows_classes(eval(text.split("<br>")[1], names).figure)
 
 
 def test_a_subject_without_its_fold_has_no_classes_and_the_next_has(store, run, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     fold_path(copy, store.index["subject_id"].iloc[0], ".safetensors").unlink()
     scene = PairScene(copy, store=store)
+    figure = blank_figure(SIDE, widget=False)
     for row, known in ((0, False), (len(store) - 1, True), (0, False)):
         scene.open_clip(row)
-        draw(scene)
-        assert shows_classes(scene) is known
+        draw(figure, scene)
+        assert shows_classes(figure) is known
 
 
 def test_the_curve_leaves_room_for_the_words_above_it(store):
-    scene = PairScene(store)
-    draw(scene)
-    low, high = scene.figure.layout.yaxis4.range
-    assert low == 0 and high > 1.3 * max(scene.traces["curve"].y) > 0
+    figure = drawn(PairScene(store))
+    low, high = figure.layout.yaxis4.range
+    assert low == 0 and high > 1.3 * max(find_trace(figure, "curve").y) > 0
+
+
+def test_texts_and_traces_have_names_of_their_own():
+    figure = blank_figure(SIDE, widget=False)
+    for parts in (figure.data, figure.layout.annotations):
+        names = [part.name for part in parts]
+        assert None not in names and len(set(names)) == len(names)
+    for find in (find_text, find_trace):
+        with pytest.raises(ValueError):
+            find(figure, "nobody")
 
 
 def test_other_numbers_of_classes_have_names():
     assert (
-        names_of(3) == ("negative", "positive", "surprise")
-        and len(names_of(5)) == 5
-        and names_of(7) == tuple("0123456")
+        names_or_numbers(3) == ("negative", "positive", "surprise")
+        and len(names_or_numbers(5)) == 5
+        and names_or_numbers(7) == tuple("0123456")
     )
 
 
@@ -528,17 +551,17 @@ def test_the_title_over_the_classes_stays_when_the_same_is_drawn_again(inspector
     for _ in range(2):
         inspector.show()
         assert (
-            shows_classes(inspector.seen)
-            and "as it is" in inspector.figure.layout.annotations[4].text
+            shows_classes(inspector.figure)
+            and "as it is" in panel_title(inspector.figure, CLASSES).text
         )
 
 
 @pytest.mark.parametrize("name, value, parts", CHANGES, ids=[name for name, *_ in CHANGES])
 def test_each_control_changes_what_it_should_and_nothing_else(inspector, name, value, parts):
     inspector.controls["region"].value = 2
-    before = {part: inspector.seen.traces[part].source for part in SEEN}
+    before = {part: find_trace(inspector.figure, part).source for part in SEEN}
     inspector.controls[name].value = value
-    changed = {part for part in SEEN if inspector.seen.traces[part].source != before[part]}
+    changed = {part for part in SEEN if find_trace(inspector.figure, part).source != before[part]}
     assert (
         changed == set(parts.split())
         or name in ("limit", "still", "source")
@@ -551,7 +574,7 @@ def test_each_control_changes_what_it_should_and_nothing_else(inspector, name, v
 def test_a_slider_turns_to_the_picture_that_shows_it(inspector):
     inspector.controls["picture"].value = "onset"
     inspector.controls["factor"].value = 3.0
-    assert inspector.controls["picture"].value == "magnified" == inspector.seen.look.picture
+    assert inspector.controls["picture"].value == "magnified" == inspector.scene.settings.picture
     inspector.controls["frame"].value = 1
     assert inspector.controls["picture"].value == "frame"
     inspector.controls["picture"].value = "blink"
@@ -563,11 +586,11 @@ def test_a_slider_turns_to_the_picture_that_shows_it(inspector):
 def test_arrows_come_and_go(inspector):
     inspector.controls["source"].value = "truth"
     inspector.controls["arrows"].value = 8
-    few = len(inspector.seen.traces["arrows"].x)
+    few = len(find_trace(inspector.figure, "arrows").x)
     inspector.controls["arrows"].value = 16
-    assert 0 < few < len(inspector.seen.traces["arrows"].x)
+    assert 0 < few < len(find_trace(inspector.figure, "arrows").x)
     inspector.controls["arrows"].value = 0
-    assert not len(inspector.seen.traces["arrows"].x)
+    assert not len(find_trace(inspector.figure, "arrows").x)
 
 
 def test_only_what_is_known_is_offered(inspector):
@@ -581,21 +604,21 @@ def test_only_what_is_known_is_offered(inspector):
         "truth" not in inspector.controls["source"].options
         and "error" not in inspector.controls["map"].options
     )
-    assert inspector.seen.look.source == "module" == inspector.controls["source"].value
+    assert inspector.scene.settings.source == "module" == inspector.controls["source"].value
     inspector.controls["labelled"].click()
-    assert inspector.seen.view.labelled and "truth" in inspector.controls["source"].options
+    assert inspector.scene.view.labelled and "truth" in inspector.controls["source"].options
 
 
 def test_database_subject_and_clip_go_together(inspector):
     c = inspector.controls
     c["database"].value = "play"
-    assert inspector.seen.clip["database"] == "play" and list(c["subject"].options) == ["01", "02"]
+    assert inspector.scene.clip["database"] == "play" and list(c["subject"].options) == ["01", "02"]
     c["subject"].value = "02"
-    assert inspector.seen.clip["subject_id"] == "play/02" and len(c["clip"].options) == 3
+    assert inspector.scene.clip["subject_id"] == "play/02" and len(c["clip"].options) == 3
     c["clip"].value = c["clip"].options[2][1]
     assert (
-        inspector.seen.clip["clip_id"] == "play/02/c2"
-        and c["frame"].max == inspector.seen.clip["n_frames"] - 1
+        inspector.scene.clip["clip_id"] == "play/02/c2"
+        and c["frame"].max == inspector.scene.clip["n_frames"] - 1
     )
 
 
@@ -607,27 +630,27 @@ def test_a_mistake_is_told_and_nothing_is_lost(inspector):
 
 
 def test_a_dragged_box_is_followed_and_kept_inside(inspector):
-    k = inspector.seen.look.region
+    k = inspector.scene.settings.region
     crops, names, other = (
-        inspector.seen.traces["crops"].source,
-        inspector.seen.traces["cells"].text,
-        inspector.seen.boxes[(k + 1) % 9].copy(),
+        find_trace(inspector.figure, "crops").source,
+        find_trace(inspector.figure, "face hover").text,
+        inspector.scene.boxes[(k + 1) % 9].copy(),
     )
     inspector.figure.plotly_relayout(
         {"shapes[0].x0": -20.0, "shapes[0].x1": 30.0, "shapes[0].y0": 40.0, "shapes[0].y1": 10.0}
     )  # as the page tells it
-    assert np.allclose(inspector.seen.boxes[k], [0, 10, 30, 40]) and np.allclose(
-        inspector.seen.boxes[(k + 1) % 9], other
+    assert np.allclose(inspector.scene.boxes[k], [0, 10, 30, 40]) and np.allclose(
+        inspector.scene.boxes[(k + 1) % 9], other
     )
-    assert inspector.seen.traces["crops"].source != crops and not np.array_equal(
-        inspector.seen.traces["cells"].text, names
+    assert find_trace(inspector.figure, "crops").source != crops and not np.array_equal(
+        find_trace(inspector.figure, "face hover").text, names
     )
     inspector.controls["whole"].click()
-    assert np.allclose(inspector.seen.boxes, inspector.seen.view.boxes)
+    assert np.allclose(inspector.scene.boxes, inspector.scene.view.boxes)
 
 
 def test_clicks_choose_regions(inspector):
-    middle = (inspector.seen.boxes[6, :2] + inspector.seen.boxes[6, 2:]) / 2
+    middle = (inspector.scene.boxes[6, :2] + inspector.scene.boxes[6, 2:]) / 2
     inspector.choose_at(SimpleNamespace(xs=[middle[0]], ys=[middle[1]]))
     assert inspector.controls["region"].value == 6
     inspector.choose_at(SimpleNamespace(xs=[], ys=[]))
@@ -639,28 +662,28 @@ def test_exports_hold_what_is_seen(inspector):
     for name in ("png", "npz", "gif"):
         inspector.controls[name].click()
         assert "saved as" in inspector.status.value
-    files = {path.suffix: path for path in inspector.seen.out.iterdir()}
+    files = {path.suffix: path for path in inspector.scene.out.iterdir()}
     assert Image.open(files[".png"]).size[0] > 1000
     with np.load(files[".npz"]) as data:
         assert (
-            np.allclose(data["motion_px"], inspector.seen.motion)
-            and str(data["clip_id"]) == inspector.seen.clip["clip_id"]
+            np.allclose(data["motion_px"], inspector.scene.motion)
+            and str(data["clip_id"]) == inspector.scene.clip["clip_id"]
         )
         assert np.allclose(
-            data["displacement"], from_motion(torch.tensor(inspector.seen.motion)[None])[0].numpy()
+            data["displacement"], from_motion(torch.tensor(inspector.scene.motion)[None])[0].numpy()
         )
         assert (data["onset"], data["apex"]) == (
-            inspector.seen.view.onset,
-            inspector.seen.view.apex,
+            inspector.scene.view.onset,
+            inspector.scene.view.apex,
         )
     assert Image.open(files[".gif"]).n_frames == 16
-    inspector.seen.look.picture = "frame"
-    assert Image.open(save_gif(inspector.seen)).n_frames == len(inspector.seen.view.frames)
+    inspector.scene.settings.picture = "frame"
+    assert Image.open(save_gif(inspector.scene)).n_frames == len(inspector.scene.view.frames)
 
 
 def test_a_folder_that_cannot_be_written_to_is_told(inspector, tmp_path):
     (tmp_path / "file").write_text("")
-    inspector.seen.out = tmp_path / "file" / "out"
+    inspector.scene.out = tmp_path / "file" / "out"
     inspector.controls["npz"].click()
     assert "#b00020" in inspector.status.value
 
@@ -734,7 +757,7 @@ def test_the_toy_is_not_all_there_is():
     assert (label_places(boxes, ["1L"]) == [[19, 19]]).all() and robust_maximum(np.zeros(9)) > 0
     assert (
         motion_colors(np.ones((2, 4, 4)), 1.0, np.zeros((4, 4, 3), np.uint8)).dtype == np.uint8
-        and isinstance(Look().factor, float)
+        and isinstance(ViewSettings().factor, float)
         and check_model
         and save_npz
         and save_png
@@ -743,21 +766,21 @@ def test_the_toy_is_not_all_there_is():
 
 def test_spotted_moments_are_marked_on_their_curve(inspector, monkeypatch):
     from frl_dgt_nb.data.spotting import Spot
-    from frl_dgt_nb.pictures import pair as inspecting
+    from frl_dgt_nb.pictures import pair
 
-    length = len(inspector.seen.view.frames)
+    length = len(inspector.scene.view.frames)
     found = Spot(0, 3, length - 1, np.linspace(1, 2, length), "strain")
-    monkeypatch.setattr(inspecting, "spot", lambda frames, landmarks: found)
+    monkeypatch.setattr(pair, "spot", lambda frames, landmarks: found)
     inspector.controls["spot"].click()
-    marks, curve = inspector.seen.traces["marks"], inspector.seen.traces["curve"]
+    marks, curve = find_trace(inspector.figure, "moments"), find_trace(inspector.figure, "curve")
     assert (
         np.allclose(curve.y, found.curve, atol=1e-4)
         and list(marks.x)[5:] == [0, 3, length - 1]
-        and list(marks.x)[3:5] == list(inspector.seen.view.moments)
+        and list(marks.x)[3:5] == list(inspector.scene.view.labelled_moments)
     )
     assert (
         np.allclose(marks.y, found.curve[list(marks.x)], atol=1e-4)
-        and "spotted" in inspector.figure.layout.annotations[3].text
+        and "spotted" in panel_title(inspector.figure, CURVE).text
     )
     inspector.controls["clip"].value = 1
     assert len(marks.x) == 5 and inspector.figure.layout.yaxis4.title.text == "px"
@@ -769,14 +792,14 @@ def test_no_flat_array_is_sent_as_bytes(inspector):
         for name in ("x", "y", "z", "text", "customdata"):
             value = getattr(trace, name, None)
             assert not (isinstance(value, np.ndarray) and value.ndim == 1), (trace.name, name)
-    assert None in inspector.seen.traces["boxes"].x  # a gap
+    assert None in find_trace(inspector.figure, "boxes").x  # a gap
 
 
 def test_the_first_clip_is_the_one_asked_for_and_its_liveliest_region_is_chosen(known):
     inspector = DisplacementInspector(known, clip="play/02/c1")
     assert (
         inspector.controls["clip"].value
-        == inspector.seen.row
+        == inspector.scene.row
         == list(known.index["clip_id"]).index("play/02/c1")
     )
     for name in (
@@ -790,11 +813,11 @@ def test_the_first_clip_is_the_one_asked_for_and_its_liveliest_region_is_chosen(
         "length",
         "limit",
     ):
-        assert inspector.controls[name].value == getattr(inspector.seen.look, name), name
+        assert inspector.controls[name].value == getattr(inspector.scene.settings, name), name
     assert (
         inspector.controls["region"].value
-        == inspector.seen.look.region
-        == np.hypot(*inspector.seen.vectors.T).argmax()
+        == inspector.scene.settings.region
+        == np.hypot(*inspector.scene.vectors.T).argmax()
     )
 
 
@@ -805,10 +828,10 @@ def test_a_clip_that_cannot_be_opened_leaves_the_other_one(store, run, tmp_path)
         b"torn"
     )
     scene = PairScene(tmp_path / "run", store=store, out=tmp_path)
-    row, view, shown = scene.row, scene.view, scene.look.frame
+    row, view, shown = scene.row, scene.view, scene.settings.frame
     with pytest.raises(ValueError):
         scene.open_clip(len(store.index) - 1)
-    assert (scene.row, scene.view, scene.look.frame) == (row, view, shown)
+    assert (scene.row, scene.view, scene.settings.frame) == (row, view, shown)
 
 
 def test_faces_with_other_apexes_are_not_those_of_the_run(store, run, tmp_path):
@@ -819,7 +842,7 @@ def test_faces_with_other_apexes_are_not_those_of_the_run(store, run, tmp_path):
     settings = homes[0] / "settings.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"spotted": "all"}))
     with pytest.raises(ValueError, match="made on other clips.*spotted"):
-        open_faces(run, homes[0])
+        open_store_and_run(run, homes[0])
     shutil.copytree(run, tmp_path / "run")
     assert store_of(tmp_path / "run") == homes[1]
     config = tmp_path / "run/config.json"
@@ -827,4 +850,4 @@ def test_faces_with_other_apexes_are_not_those_of_the_run(store, run, tmp_path):
     config.write_text(json.dumps(told | {"data": told["data"] | {"spotted": "all"}}))
     assert store_of(tmp_path / "run") == homes[0]
     with pytest.raises(ValueError, match="made on other clips.*spotted"):
-        open_faces(tmp_path / "run", homes[1])
+        open_store_and_run(tmp_path / "run", homes[1])

@@ -1,4 +1,5 @@
-"""The bench, its figure and the laboratory without a browser: losses against Eq. 4, motions against known ones, and what each control changes. tests/test_browser_widgets.py looks at the page."""
+"""The bench, its figure and the laboratory without a browser: losses against Eq. 4, motions against known ones, and
+what each control changes. test_browser_widgets.py looks at the page."""
 
 import asyncio
 import base64
@@ -21,19 +22,20 @@ from frl_dgt_nb.model.dgm import displacement_loss, endpoint_error
 from frl_dgt_nb.model.losses import LOSSES, RATES, Trial
 from frl_dgt_nb.model.warp import from_motion, to_motion, warp
 from frl_dgt_nb.pictures.pair import hold_still
-from frl_dgt_nb.widgets.loss_bench import (
-    COLORS,
+from frl_dgt_nb.widgets.canvas import panel_title
+from frl_dgt_nb.widgets.loss_bench import Bench, Setup, moved
+from frl_dgt_nb.widgets.loss_figure import (
+    CURVE_COLORS,
     CURVES,
-    PICTURED,
-    Bench,
-    Setup,
+    ERROR,
+    PICTURES,
     curve_points,
     draw_losses,
     draw_pictures,
+    full_color,
     lab_figure,
     lab_pictures,
     lab_still,
-    moved,
 )
 from frl_dgt_nb.widgets.losslab import STOPS, ModuleLab
 
@@ -87,17 +89,16 @@ def pair(seed=0):
 
 @pytest.mark.parametrize("kind", RATES)
 def test_a_trial_begins_at_no_motion_and_is_the_same_twice(kind):
-    onset, first, second = pair(), *[Trial(pair(), pair(1), kind, grid=8, seed=3) for _ in range(2)]
-    assert first.displacement.abs().max() == 0 and np.isclose(
-        first.losses((10, 1, 0.2))["reconstruction"], (onset - pair(1)).abs().mean(), atol=1e-6
-    )
+    first, second = (Trial(pair(), pair(1), kind, grid=8, seed=3) for _ in range(2))
+    assert first.displacement.abs().max() == 0
+    difference = (pair() - pair(1)).abs().mean()
+    assert np.isclose(first.losses((10, 1, 0.2))["reconstruction"], difference, atol=1e-6)
     torch.manual_seed(99)  # what others do to the generator is of no importance
     for trial in (first, second):
         for _ in range(3):
             trial.step((10, 1, 0.2), 1e-3)
-    assert (
-        torch.equal(first.displacement, second.displacement) and first.displacement.abs().max() > 0
-    )
+    assert torch.equal(first.displacement, second.displacement)
+    assert first.displacement.abs().max() > 0
 
 
 def test_seeds_are_heard():
@@ -109,17 +110,15 @@ def test_seeds_are_heard():
 
 @settings(max_examples=15, deadline=None)
 @given(st.tuples(*[st.floats(0, 20)] * 3), st.integers(0, 4))
-def test_the_losses_told_are_those_of_equation_4(weights, steps):
+def test_the_losses_are_those_of_equation_4(weights, steps):
     trial = Trial(pair(), pair(1), grid=8)
     for _ in range(steps):
         trial.step(weights, 1e-3)
-    told, (total, parts) = (
-        trial.losses(weights),
-        displacement_loss(trial.onset, trial.apex, trial.displacement, weights),
-    )
-    assert np.isclose(told["total"], float(total.detach()), atol=1e-6) and all(
-        np.isclose(told[name], float(parts[name])) for name in LOSSES
-    )
+    losses = trial.losses(weights)
+    total, parts = displacement_loss(trial.onset, trial.apex, trial.displacement, weights)
+    assert np.isclose(losses["total"], float(total.detach()), atol=1e-6)
+    for name in LOSSES:
+        assert np.isclose(losses[name], float(parts[name]))
 
 
 def test_a_step_is_a_step_of_adam():
@@ -150,15 +149,11 @@ def test_without_reconstruction_everything_comes_to_rest(known):
 
 
 def test_a_known_motion_is_found_by_reconstruction_alone(known):
-    bench = Bench(
-        known, setup=Setup(apex="moved", times=1.0, normalization=0.0, smoothness=0.0, rate=2e-3)
-    )
+    bench = Bench(known, setup=Setup(apex="moved", normalization=0.0, smoothness=0.0, rate=2e-3))
     bench.advance(120)
     first, last = bench.history[0], bench.history[-1]
-    assert (
-        last["reconstruction"] < 0.3 * first["reconstruction"]
-        and last["error"] < 0.3 * first["error"]
-    )
+    assert last["reconstruction"] < 0.3 * first["reconstruction"]
+    assert last["error"] < 0.3 * first["error"]
 
 
 def test_a_displacement_that_is_no_number_is_refused_and_the_last_one_kept():
@@ -185,50 +180,40 @@ def test_a_pair_that_is_moved(noise):
 # the bench
 
 
-def test_errors_are_told_in_pixels_of_the_aligned_face(known):
+def test_errors_are_in_pixels_of_the_aligned_face(known):
     bench = Bench(known, side=32)
     bench.advance(7)
-    found, true = (
-        to_motion(bench.trial.displacement.detach()) * 2,
-        to_motion(bench.truth) * 2,
-    )  # 64 pixels optimised as 32
-    assert np.isclose(bench.history[-1]["error"], endpoint_error(found, true, bench.face).item())
-    assert np.isclose(
-        bench.history[-1]["less the head"],
-        endpoint_error(hold_still(found, bench.face), true, bench.face).item(),
-    )
-    assert true.abs().max().item() == pytest.approx(1, abs=0.05)
-    assert [("error" in r) for r in bench.history] == [
-        True,
-        False,
-        False,
-        False,
-        False,
-        True,
-        False,
-        True,
-    ]
-    assert [r["step"] for r in bench.history] == list(range(8))
+    motion = to_motion(bench.trial.displacement.detach()) * 2  # 64 pixels optimised as 32
+    truth = to_motion(bench.truth) * 2
+    last, held = bench.history[-1], hold_still(motion, bench.face)
+    assert np.isclose(last["error"], endpoint_error(motion, truth, bench.face).item())
+    assert np.isclose(last["less the head"], endpoint_error(held, truth, bench.face).item())
+    assert truth.abs().max().item() == pytest.approx(1, abs=0.05)
+    measured = [record["step"] for record in bench.history if "error" in record]
+    assert measured == [0, 5, 7]
+    assert [record["step"] for record in bench.history] == list(range(8))
 
 
 def test_without_a_truth_the_flow_is_shown_and_no_error(store):
     bench = Bench(store)
-    assert not bench.measured and bench.errors() == {} and "error" not in bench.history[0]
-    assert torch.allclose(
-        bench.motion(bench.truth)[0], torch.as_tensor(bench.view.motion("optical flow")), atol=1e-4
-    )
+    assert not bench.measured
+    assert bench.errors() == {}
+    assert "error" not in bench.history[0]
+    flow = torch.as_tensor(bench.view.motion("optical flow"))
+    assert torch.allclose(bench.motion(bench.truth)[0], flow, atol=1e-4)
     bench.setup.apex = "moved"
     bench.reset()
-    assert bench.measured and set(bench.errors()) == {"error"}  # a motion that was made is known
+    assert bench.measured
+    assert set(bench.errors()) == {"error"}  # a motion that was made is known
 
 
-def test_marks_are_the_losses_of_nothing_and_of_the_truth(known):
+def test_reference_losses_are_those_of_no_motion_and_of_the_truth(known):
     bench = Bench(known, setup=Setup(apex="moved"))
-    marks = bench.marks()
-    assert np.isclose(marks["no motion"], bench.history[0]["total"]) and np.isclose(
-        marks["truth"], bench.trial.losses(bench.setup.weights, bench.truth)["total"]
-    )
-    assert marks["truth"] < marks["no motion"]
+    reference = bench.reference_losses()
+    assert np.isclose(reference["no motion"], bench.history[0]["total"])
+    of_truth = bench.trial.losses(bench.setup.weights, bench.truth)["total"]
+    assert np.isclose(reference["truth"], of_truth)
+    assert reference["truth"] < reference["no motion"]
 
 
 def test_what_is_no_kind_of_displacement_is_refused():
@@ -239,133 +224,141 @@ def test_what_is_no_kind_of_displacement_is_refused():
 # the figure
 
 
-def test_the_figure_holds_what_was_computed(known):
+def decoded(source):
+    "A picture as the page gets it."
+    data = np.frombuffer(base64.b64decode(source.split(",")[1]), np.uint8)
+    return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1].astype(int)
+
+
+@pytest.fixture
+def drawn(known):
+    "A bench after twelve steps, its figure, and the traces by name."
     bench, figure = Bench(known, setup=Setup(apex="moved")), lab_figure(SIDE, widget=False)
     bench.advance(12)
     draw_losses(bench, figure)
     draw_pictures(bench, figure)
     traces = {trace.name: trace for trace in figure.data}
+    assert len(traces) == len(figure.data)
+    return bench, figure, traces
+
+
+def test_the_curves_are_the_history(drawn):
+    bench, figure, traces = drawn
     for name in ("total", *LOSSES):
-        assert np.allclose(traces[name].y[1:], [r[name] for r in bench.history[1:]], rtol=1e-3), (
-            name
-        )
+        expected = [record[name] for record in bench.history[1:]]
+        assert np.allclose(traces[name].y[1:], expected, rtol=1e-3), name
     assert traces["normalization"].y[0] is None  # zero has no place on a logarithmic scale
-    assert (
-        traces["error"].y[12] == pytest.approx(bench.history[12]["error"], rel=1e-3)
-        and traces["error"].y[11] is None
-    )
+    assert traces["error"].y[12] == pytest.approx(bench.history[12]["error"], rel=1e-3)
+    assert traces["error"].y[11] is None
     assert all(value is None for value in traces["less the head"].y)
-    for name, value in bench.marks().items():
-        assert tuple(traces[name].y) == (value, value)
-    assert np.allclose(
-        traces["displacement values"].customdata[8][8][:2],
-        bench.motion(bench.trial.displacement)[0, :, 32:36, 32:36].mean((1, 2)),
-        atol=0.006,
-    )
-    figure_of = lambda name: cv2.imdecode(
-        np.frombuffer(base64.b64decode(traces[name].source.split(",")[1]), np.uint8),
-        cv2.IMREAD_COLOR,
-    )[..., ::-1].astype(int)
-    assert (
-        np.abs(
-            figure_of("reconstructed")
-            - warp(bench.trial.onset, bench.trial.displacement.detach())[0].permute(1, 2, 0).numpy()
-            * 255
-        ).mean()
-        < 6
-    )
-    assert len({trace.name for trace in figure.data}) == len(figure.data) and set(CURVES) == set(
-        COLORS
-    )
+    reference = bench.reference_losses()
+    assert tuple(traces["total of no motion"].y) == (reference["no motion"],) * 2
+    assert tuple(traces["total of the truth"].y) == (reference["truth"],) * 2
+    assert set(CURVES) == set(CURVE_COLORS)
+    assert "px" in panel_title(figure, ERROR).text
 
 
-def test_before_the_first_step_there_are_points_and_frames_to_see(known):
+def test_the_pictures_are_the_displacements(drawn):
+    bench, _, traces = drawn
+    cell = traces["displacement hover"].customdata[8][8][:2]
+    motion = bench.motion(bench.trial.displacement)[0, :, 32:36, 32:36].mean((1, 2))
+    assert np.allclose(cell, motion, atol=0.006)
+    made = warp(bench.trial.onset, bench.trial.displacement.detach())[0].permute(1, 2, 0) * 255
+    assert np.abs(decoded(traces["reconstructed"].source) - made.numpy()).mean() < 6
+
+
+def test_before_the_first_step_there_are_points_to_see(known):
     bench, figure = Bench(known, setup=Setup(apex="moved")), lab_figure(SIDE, widget=False)
     traces = {trace.name: trace for trace in figure.data}
     for steps, mode in ((0, "markers"), (1, "lines")):
         bench.advance(steps)
         draw_losses(bench, figure)
-        assert {traces[name].mode for name in CURVES} == {mode} and traces["total"].y[0] > 0
-    for ax in PICTURED.values():
-        for axis in (figure.layout[f"xaxis{ax}"], figure.layout[f"yaxis{ax}"]):
-            assert (
-                axis.visible is not False
-                and axis.mirror
-                and axis.linewidth
-                and not axis.showticklabels
-            )
-    assert all(
-        ax.axison for ax in lab_still(bench).axes if ax.images and "rim" not in ax.get_title()
-    )
+        assert {traces[name].mode for name in CURVES} == {mode}
+        assert traces["total"].y[0] > 0
 
 
-def test_found_and_true_share_their_colours(known):
+def test_pictures_that_are_white_have_frames(known):
+    figure = lab_figure(SIDE, widget=False)
+    for panel in PICTURES.values():
+        for axis in (figure.layout[f"xaxis{panel}"], figure.layout[f"yaxis{panel}"]):
+            assert axis.visible is not False
+            assert axis.mirror and axis.linewidth and not axis.showticklabels
+    for ax in lab_still(Bench(known)).axes:
+        assert ax.axison or not ax.images or "rim" in ax.get_title()
+
+
+def test_displacement_and_truth_share_their_colours(known):
     bench = Bench(known, setup=Setup(apex="moved"))
     bench.trial.displacement = bench.truth.clone()
-    pictures, limit = lab_pictures(bench)
-    assert (pictures["displacement"][0] == pictures["true"][0]).all() and set(pictures) == set(
-        PICTURED
-    )
-    assert (pictures["rest"][0].astype(int) > 235).all()  # nothing is left: white
-    assert lab_pictures(bench, 5.0)[1] == 5 and limit < 5
+    pictures = lab_pictures(bench, full_color(bench))
+    assert set(pictures) == set(PICTURES)
+    assert (pictures["displacement"][0] == pictures["true displacement"][0]).all()
+    assert (pictures["difference"][0].astype(int) > 235).all()  # nothing is left: white
+    assert full_color(bench) < 5
+    paler = lab_pictures(bench, 5.0)["displacement"][0]
+    assert paler.mean() > pictures["displacement"][0].mean()
 
 
 @given(st.integers(1, 3000), st.integers(2, 400))
 def test_a_thinned_curve_keeps_its_ends_and_its_order(length, most):
-    kept = curve_points([{"step": k} for k in range(length)], most)
-    steps = [r["step"] for r in kept]
-    assert (
-        steps[0] == 0
-        and steps[-1] == length - 1
-        and len(steps) <= most
-        and steps == sorted(set(steps))
-    )
+    kept = curve_points([{"step": step} for step in range(length)], most)
+    steps = [record["step"] for record in kept]
+    assert (steps[0], steps[-1]) == (0, length - 1)
+    assert len(steps) <= most
+    assert steps == sorted(set(steps))
 
 
 def test_the_still_shows_the_curves(known):
     bench = Bench(known)
     bench.advance(5)
-    figure = lab_still(bench)
-    lines = {line.get_label(): line for ax in figure.axes for line in ax.lines}
-    assert np.allclose(lines["total"].get_ydata(), [r["total"] for r in bench.history]) and {
-        "error",
-        "less the head",
-        "truth",
-        "smoothness",
-    } <= set(lines)
+    lines = {line.get_label(): line for ax in lab_still(bench).axes for line in ax.lines}
+    assert np.allclose(lines["total"].get_ydata(), [record["total"] for record in bench.history])
+    assert {"error", "less the head", "truth", "smoothness"} <= set(lines)
 
 
 # the widget
 
-SEEN = {"rest": "source", "displacement": "source", "true": "source", "total": "y"}
+WATCHED = {  # trace -> its attribute
+    "difference": "source",
+    "displacement": "source",
+    "true displacement": "source",
+    "total": "y",
+}
+EVERYTHING = {"difference", "displacement", "total"}
 CHANGES = [
-    ("clip", 1, "rest displacement total"),
-    ("subject", "02", "rest displacement total"),
-    ("database", "play", "rest displacement total"),
-    ("apex", "moved", "rest displacement total"),
-    ("kind", "module", "displacement total"),
-    ("times", 4, "rest displacement total"),
-    ("noise", 4, "rest displacement total"),
-    ("reconstruction", 1, "total"),
-    ("normalization", 5, "total"),
-    ("smoothness", 10, "total"),
-    ("rate", 0.01, ""),
-    ("limit", 5.0, "displacement true"),
+    ("clip", 1, EVERYTHING),
+    ("subject", "02", EVERYTHING),
+    ("database", "play", EVERYTHING),
+    ("apex", "moved", EVERYTHING),
+    ("kind", "module", {"displacement", "total"}),
+    ("times", 4, EVERYTHING),
+    ("noise", 4, EVERYTHING),
+    ("reconstruction", 1, {"total"}),
+    ("normalization", 5, {"total"}),
+    ("smoothness", 10, {"total"}),
+    ("rate", 0.01, set()),
+    ("limit", 5.0, {"displacement", "true displacement"}),
 ]
+MAY_CHANGE = {  # other boxes around the same truth; nothing was moved yet
+    "clip": {"true displacement"},
+    "subject": {"true displacement"},
+    "database": {"true displacement"},
+    "kind": {"difference"},
+}
 
 
 @pytest.mark.parametrize("name, value, changes", CHANGES, ids=[name for name, *_ in CHANGES])
 def test_each_control_changes_what_it_should_and_nothing_else(lab, name, value, changes):
     lab.advance(3)
     traces = traces_of(lab)
-    before = {part: getattr(traces[part], how) for part, how in SEEN.items()}
+    before = {part: getattr(traces[part], how) for part, how in WATCHED.items()}
     lab.controls[name].value = value
-    changed = {part for part, how in SEEN.items() if getattr(traces[part], how) != before[part]}
-    loose = {"clip": {"true"}, "subject": {"true"}, "database": {"true"}, "kind": {"rest"}}.get(
-        name, set()
-    )  # other boxes around the same truth; nothing was moved yet
-    assert changed - loose == set(changes.split()) - loose
-    assert name in lab.redraw_ms and "#b00020" not in lab.status.value
+    after = {part: getattr(traces[part], how) for part, how in WATCHED.items()}
+    changed = {part for part in WATCHED if after[part] != before[part]}
+    allowed = MAY_CHANGE.get(name, set())
+    assert changed - allowed == changes - allowed
+    assert name in lab.redraw_ms
+    assert "#b00020" not in lab.status.value
 
 
 def test_the_status_is_the_loss_of_the_displacement_that_is_shown(lab):
@@ -397,7 +390,7 @@ def test_step_and_reset(lab):
 
 
 def test_run_runs_until_paused_and_hears_the_sliders(lab):
-    lab.most = 10**9
+    lab.max_steps = 10**9
 
     async def play():
         lab.controls["run"].click()
@@ -422,14 +415,15 @@ def test_run_runs_until_paused_and_hears_the_sliders(lab):
 
 
 def test_pause_is_heard_from_another_thread(lab):
-    "As JupyterLab passes it on: the steps run on one thread, the page is answered on another, in the middle of a slice."
-    lab.most, told = 10**9, []
+    "In the middle of a slice, as JupyterLab passes it on: steps on one thread, the page on another."
+    lab.max_steps, pausing = 10**9, []
     advance = lab.bench.advance
 
     def advanced(steps):
         advance(steps)
-        if lab.bench.trial.steps >= 20 and not told:
-            told.append(Thread(target=lab.controls["pause"].click)) or told[0].start()
+        if lab.bench.trial.steps >= 20 and not pausing:
+            pausing.append(Thread(target=lab.controls["pause"].click))
+            pausing[0].start()
 
     lab.bench.advance = advanced
 
@@ -438,7 +432,7 @@ def test_pause_is_heard_from_another_thread(lab):
         await asyncio.wait_for(lab.task, 20)
 
     in_a_loop(play())
-    told[0].join()
+    pausing[0].join()
     assert (
         lab.bench.trial.steps >= 20
         and not lab.running
@@ -463,7 +457,9 @@ def test_one_answers_at_a_time(lab):
             order.append("done")
 
     other = Thread(
-        target=lambda: begun.wait(5) and lab.timed_callback("quick", lambda: order.append("answered"))()
+        target=lambda: (
+            begun.wait(5) and lab.timed_callback("quick", lambda: order.append("answered"))()
+        )
     )
     other.start()
     lab.timed_callback("slow", slow)()
@@ -472,7 +468,7 @@ def test_one_answers_at_a_time(lab):
 
 
 def test_a_run_ends_by_itself_and_a_second_lab_ends_the_first(known):
-    first, second = ModuleLab(known), ModuleLab(known, most=12)
+    first, second = ModuleLab(known), ModuleLab(known, max_steps=12)
 
     async def play():
         first.controls["run"].click()
@@ -615,5 +611,5 @@ def test_a_redraw_is_small(lab):
         )
         < 5000
     )
-    assert sum(len(traces_of(lab)[name].source) for name in PICTURED) < 200_000
+    assert sum(len(traces_of(lab)[name].source) for name in PICTURES) < 200_000
     assert from_motion(to_motion(lab.bench.truth)).allclose(lab.bench.truth)

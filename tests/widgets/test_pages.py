@@ -30,9 +30,9 @@ from jupyter_page import (
 from toy_store import toy_store
 
 from frl_dgt_nb.command.cli import main
-from frl_dgt_nb.command.commands import store_of
+from frl_dgt_nb.command.browser import store_of
 from frl_dgt_nb.data.databases import read_folder
-from frl_dgt_nb.data.store import prepare
+from frl_dgt_nb.data.preparation import prepare
 from frl_dgt_nb.training.loso import run_loso
 from frl_dgt_nb.training.run_folder import fold_path
 from frl_dgt_nb.training.settings import TRAIN_PRESETS
@@ -71,7 +71,7 @@ def home(tmp_path_factory):
 def served(monkeypatch):
     "What would have been served."
     calls = []
-    monkeypatch.setattr("frl_dgt_nb.command.commands.serve", lambda *args: calls.append(args))
+    monkeypatch.setattr("frl_dgt_nb.command.browser.serve", lambda *args: calls.append(args))
     return calls
 
 
