@@ -85,7 +85,7 @@ def main(store=None, preset="best"):
         else:
             times(turn(name), values)  # the first visit computes
             rows[name] = times(turn(name), values)
-    box = inspector.scene.boxes[inspector.scene.look.region].tolist()
+    box = inspector.scene.boxes[inspector.scene.settings.region].tolist()
 
     def drag(by):
         return inspector.move_box(

@@ -39,7 +39,8 @@ STDERR, TRACEBACK = (
     '[data-mime-type="application/vnd.jupyter.stderr"]',
     re.compile(r"Traceback \(most recent call last\)|SyntaxError|IndentationError"),
 )  # JupyterLab shows errors as it shows stderr
-PROMPTS = "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent.trim())"
+PROMPTS = """[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')].map(
+    prompt => prompt.textContent.trim())"""
 
 READY = bool(CHROMIUM and sync_playwright)
 needs_chromium = pytest.mark.skipif(not READY, reason="no chromium")
@@ -216,18 +217,20 @@ def open_tab(page: Page, address: str, name: str) -> Iterator[None]:
 def shut_kernels(address: str) -> None:
     "All kernels of the JupyterLab that an address is of: each holds its notebook's arrays for as long as it lives."
     parts = urlsplit(address)
-    ask = lambda method, path: urllib.request.urlopen(
-        urllib.request.Request(
-            f"{parts.scheme}://{parts.netloc}/api/kernels{path}?{parts.query}", method=method
-        ),
-        timeout=60,
-    )
+    home = f"{parts.scheme}://{parts.netloc}/api/kernels"
+
+    def ask(method, path):
+        request = urllib.request.Request(f"{home}{path}?{parts.query}", method=method)
+        return urllib.request.urlopen(request, timeout=60)
+
     for kernel in json.load(ask("GET", "")):
         ask("DELETE", f"/{kernel['id']}")
 
 
 def run_all(page: Page, ready: str = "true") -> None:
-    "Every cell from the top, until all have run and `ready` (JavaScript) holds or one has failed; asked again where JupyterLab drops the request while it connects to the kernel."
+    """Every cell from the top, until all have run and `ready` (JavaScript) holds, or one has failed.
+
+    Asked again where JupyterLab drops the request while it connects to the kernel."""
     deadline, idle = time.monotonic() + PATIENCE / 1000, 3
     while time.monotonic() < deadline:
         prompts = page.evaluate(PROMPTS)

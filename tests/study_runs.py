@@ -17,7 +17,12 @@ def never(folder):
 
 def make_run(folder, labels, predictions, subjects, databases="ours", seconds=7.0):
     "The files of a finished run that predicted this"
-    columns = {"database": databases, "subject": subjects, "label": labels, "prediction": predictions}
+    columns = {
+        "database": databases,
+        "subject": subjects,
+        "label": labels,
+        "prediction": predictions,
+    }
     frame = pd.DataFrame(columns).assign(oracle_prediction=labels)
     frame["subject_id"] = frame.database + "/" + frame.subject
     frame["clip_id"] = [f"{subject}/c{i}" for i, subject in enumerate(frame.subject_id)]

@@ -1,10 +1,22 @@
-"""A widget with a plotly figure on a page of JupyterLab: where its panels are, what they show, and whether that changes. No test is in here."""
+"""A widget with a plotly figure on a page of JupyterLab: where its panels are, what they show, whether that changes.
+
+No test is in here.
+"""
 
 import time
 
 import cv2
 import numpy as np
 import pytest
+
+# every text of a figure, and its colour wheel, with its place on the page
+WORDS = """figure => {
+    const kinds = ["[class$=tick] > text", ".annotation-text", "[class*=title] > text", ".x4y4 .textpoint text",
+                   ".main-svg > .layer-above image"];
+    return [...figure.querySelectorAll(kinds.join(", "))].map(part => ({
+        text: part.textContent.trim(), wheel: part.tagName == "image", ...part.getBoundingClientRect().toJSON()
+    })).filter(part => part.width && (part.text || part.wheel));
+}"""
 
 
 class WidgetOnPage:
@@ -81,10 +93,7 @@ class WidgetOnPage:
 
     def collisions(self) -> list[tuple[str, str]]:
         "Words of the figure that lie on each other, or less than 4 pixels from its colour wheel, whose text is empty."
-        parts = self.page.locator(self.figure).first.evaluate("""figure => [...figure.querySelectorAll(
-            "[class$=tick] > text, .annotation-text, [class*=title] > text, .x4y4 .textpoint text, .main-svg > .layer-above image")].map(
-            part => ({text: part.textContent.trim(), wheel: part.tagName == "image", ...part.getBoundingClientRect().toJSON()})).filter(
-            part => part.width && (part.text || part.wheel))""")
+        parts = self.page.locator(self.figure).first.evaluate(WORDS)
         return [
             (one["text"], other["text"])
             for k, one in enumerate(parts)

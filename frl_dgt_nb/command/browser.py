@@ -32,12 +32,12 @@ def check_inspection(
     run: Path | None,  # run on it
 ) -> None:
     "`ValueError` if the inspector can't show these faces, or not with this run."
-    from frl_dgt_nb.widgets.inspection import Inspection
+    from frl_dgt_nb.pictures.pair_scene import PairScene
     from frl_dgt_nb.widgets.run_watch import RunWatch
 
     if run:
         RunWatch(run, faces)
-    Inspection(run or faces, store=faces)
+    PairScene(run or faces, store=faces)
 
 # %% ../../nbs/9_command/04_browser.ipynb #420c0750
 def inspector_code(

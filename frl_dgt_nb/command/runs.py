@@ -177,7 +177,7 @@ def check_rows(
     rows: list[str] | None,  # that were asked for
 ) -> None:
     "`ValueError` if an experiment has no such row."
-    from frl_dgt_nb.study.experiments import row_names
+    from frl_dgt_nb.study.rows import row_names
 
     known = row_names(name, preset, schemes_of(name, database))
     unknown = [row for row in rows or () if row not in known]
@@ -221,8 +221,9 @@ def experiment_command(
     check_run(preset, device, out, resume=True)
     check_rows(name, preset, database, rows)
     from frl_dgt_nb.study.experiments import run_experiment
+    from frl_dgt_nb.study.rows import ExperimentSettings
 
     stores = open_schemes(data, database, store, out, schemes_of(name, database))
-    how = dict(device=device, workers=workers)
-    text, paths = run_experiment(name, stores, out, preset, flow, seed, epochs, rows, **how)
+    settings = ExperimentSettings(preset, flow, seed, epochs, device, workers)
+    text, paths = run_experiment(name, stores, out, settings, rows)
     print(text, *paths, sep="\n")

@@ -4,11 +4,15 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL', 'LAYOUTS', 'EXTENDED', 'OTHER_CAMERA', 'READERS', 'subject_name', 'find_frames', 'is_sheet_of',
-           'coded_label', 'clip_folders', 'read_coded', 'read_casme2', 'read_samm', 'find_smic', 'smic_name',
-           'smic_clip', 'read_smic', 'compare_truth', 'read_composite', 'looks_like', 'read_database']
+           'coded_label', 'folders_in', 'clip_folders', 'coding_rows', 'coded_clip_folders', 'check_first',
+           'read_coded', 'read_casme2', 'read_samm', 'extended_only', 'find_smic', 'smic_name', 'smic_clip',
+           'smic_clip_folders', 'read_smic', 'truth_line', 'read_truth_list', 'compare_truth', 'find_truth_list',
+           'read_composite', 'looks_like', 'read_database']
 
 # %% ../../nbs/1_data/03_archives.ipynb #c002
 import re
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -16,15 +20,15 @@ import pandas as pd
 from .clips import CLASSES, Clip, Exclusion, class_names, label_of
 from frl_dgt_nb.data.databases import (
     Database,
-    checked,
     choose_subjects,
-    existing,
+    existing_folder,
     find_books,
     find_subjects,
     find_table,
     list_frames,
     make_clip,
     read_folder,
+    require_clips,
     walk,
 )
 
@@ -37,7 +41,8 @@ OFFICIAL = {  # MEGC 2019, three classes
 }
 
 # %% ../../nbs/1_data/03_archives.ipynb #c011
-LAYOUTS = {  # database -> how a subject's folder begins, digits that follow, where its images are, such an image
+LAYOUTS = {
+    # database: how a subject's folder begins, digits that follow, where its images are, such an image
     "casme2": ("sub", 2, "*/*", "sub01/EP02_01f/img46.jpg"),
     "samm": ("", 3, "[0-9]*_*/*", "006/006_1_2/006_05562.jpg"),
     "smic": ("s", 2, "[mM]icro/*/*/*", "s01/micro/negative/s01_ne_01/image139224.bmp"),
@@ -55,49 +60,83 @@ def subject_name(
 
 # %% ../../nbs/1_data/03_archives.ipynb #c011-3
 def find_frames(
-    root: Path, database: str
+    root: Path,
+    database: str,  # of `LAYOUTS`
 ) -> dict[Path, Path]:  # folder of the subjects -> one of the images in it
     "The folders under `root` that hold frames in the layout of a database."
     start, _, below, _ = LAYOUTS[database]
     return find_subjects(root, rf"{start}\d{{1,3}}", below)
 
 # %% ../../nbs/1_data/03_archives.ipynb #c014
-def is_sheet_of(table: pd.DataFrame, database: str) -> bool:
-    "Is this coding table one of SAMM, or of CASME II and sets in its layout? Told from the names of the clips."
-    samm = table["name"].str.fullmatch(r"\d+_\d+_\d+").mean() > 0.5
-    return samm == (database == "samm")
+def is_sheet_of(database: str, table: pd.DataFrame) -> bool:
+    "Whether a coding table is SAMM's, or that of CASME II and sets in its layout; by the names of the clips."
+    is_samm = table["name"].str.fullmatch(r"\d+_\d+_\d+").mean() > 0.5
+    return is_samm == (database == "samm")
 
 # %% ../../nbs/1_data/03_archives.ipynb #c014-2
 def coded_label(emotion: str, database: str, classes: int) -> int:
     "The label of a row. `ValueError` with the reason if the row is to be left out."
-    dropped = (
-        database == "casme2" and classes == 3 and emotion.lower() in ("sadness", "fear")
-    )  # MEGC 2019
-    if (label := None if dropped else label_of(emotion, classes)) is None:
+    dropped = ("sadness", "fear") if database == "casme2" and classes == 3 else ()  # MEGC 2019
+    label = None if emotion.lower() in dropped else label_of(emotion, classes)
+    if label is None:
         raise ValueError(f"emotion {emotion!r} is left out of the {classes} classes of {database}")
     return label
 
 # %% ../../nbs/1_data/03_archives.ipynb #c014-3
+def folders_in(folder: Path) -> list[Path]:
+    "The folders in a folder, in the order of their names."
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+# %% ../../nbs/1_data/03_archives.ipynb #58b5a127
 def clip_folders(
-    home: Path, database: str
+    home: Path,  # folder of the subjects
+    database: str,
 ) -> dict[tuple[str, str], Path]:  # (subject, clip in small letters) -> its folder
     "The folder of every clip. A subject's folder nested in one of its own name is looked through."
     found, start = {}, LAYOUTS[database][0]
-    for subject in sorted(
-        path
-        for path in home.iterdir()
-        if path.is_dir() and re.fullmatch(rf"{start}\d+", path.name, re.IGNORECASE)
-    ):
+    for subject in folders_in(home):
+        if not re.fullmatch(rf"{start}\d+", subject.name, re.IGNORECASE):
+            continue
         inner = subject / subject.name
-        for clip in sorted(
-            path for path in (inner if inner.is_dir() else subject).iterdir() if path.is_dir()
-        ):
+        for clip in folders_in(inner if inner.is_dir() else subject):
             found[subject_name(database, subject.name), clip.name.strip().lower()] = clip
     return found
 
 # %% ../../nbs/1_data/03_archives.ipynb #c016
-def read_coded(
+def coding_rows(
     database: str,
+    root: Path,
+    sheet: str | Path | None,  # the workbook; None: found under `root`
+) -> pd.DataFrame:
+    "The rows of the coding sheet, subjects in one spelling. `ValueError` if there is no sheet, or several."
+    books = [Path(sheet)] if sheet else find_books(root)
+    table = find_table(books, partial(is_sheet_of, database), f"{database} in {sheet or root}")
+    return table.assign(subject=[subject_name(database, text) for text in table["subject"]])
+
+# %% ../../nbs/1_data/03_archives.ipynb #d468bb1b
+def coded_clip_folders(
+    database: str,
+    root: Path,
+    frames: str | Path | None,  # the folder of the subjects; None: found under `root`
+) -> dict[tuple[str, str], Path]:  # (subject, clip in small letters) -> its folder
+    "The folders of all clips. `ValueError` if there are no frames, or several sets of them."
+    if frames:
+        return clip_folders(existing_folder(frames), database)
+    found = find_frames(root, database)
+    return clip_folders(choose_subjects(root, found, LAYOUTS[database][-1]), database)
+
+# %% ../../nbs/1_data/03_archives.ipynb #203f8796
+def check_first(row: pd.Series, first: pd.Series) -> None:
+    "`ValueError` if a row of the sheet is not the first one of its clip."
+    if row.name != first.name:
+        other = "" if row.equals(first) else " with other values; the first is used"
+        raise ValueError(
+            f"row {row.name} of the sheet repeats this clip of row {first.name}{other}"
+        )
+
+# %% ../../nbs/1_data/03_archives.ipynb #7eeb3b96
+def read_coded(
+    database: str,  # casme2 or samm
     root: str | Path,
     classes: int,
     sheet: str | Path | None,
@@ -105,51 +144,33 @@ def read_coded(
 ) -> Database:
     "CASME II or SAMM. Every row of the sheet becomes a clip or an exclusion with its reason."
     class_names(classes)  # no such scheme: an error now, not an exclusion of every row
-    root, clips, excluded, notes, seen = existing(root), [], [], [], {}
-    table = find_table(
-        [Path(sheet)] if sheet else find_books(root),
-        lambda table: is_sheet_of(table, database),
-        f"{database} in {sheet or root}",
-    )
-    home = (
-        existing(frames)
-        if frames
-        else choose_subjects(root, find_frames(root, database), LAYOUTS[database][-1])
-    )
-    folders = clip_folders(home, database)
-    for number, row in table.iterrows():
-        row["subject"] = subject_name(database, row["subject"])
+    root = existing_folder(root)
+    rows = coding_rows(database, root, sheet)
+    folders = coded_clip_folders(database, root, frames)
+    clips, excluded, notes, first_rows = [], [], [], {}
+    for _, row in rows.iterrows():
         key = row["subject"], row["name"].lower()
         try:
-            if (first := seen.setdefault(key, row)) is not row:
-                raise ValueError(
-                    f"row {number} of the sheet repeats this clip of row {first.name}"
-                    + ("" if row.equals(first) else " with other values; the first is used")
-                )
-            clip, note = make_clip(
-                row, database, coded_label(row["emotion"], database, classes), folders.get(key)
-            )
+            check_first(row, first_rows.setdefault(key, row))
+            label = coded_label(row["emotion"], database, classes)
+            clip, note = make_clip(row, database, label, folders.get(key))
             clips.append(clip)
             notes += note
         except ValueError as error:
             excluded.append(Exclusion(f"{database}/{row['subject']}/{row['name']}", str(error)))
-    notes += [
-        f"{database}/{key[0]}/{folder.name}: frames without a row in the sheet"
-        for key, folder in folders.items()
-        if key not in seen
-    ]
-    return checked(Database(database, clips, excluded, root, notes))
+    for (subject, name), folder in folders.items():
+        if (subject, name) not in first_rows:
+            notes.append(f"{database}/{subject}/{folder.name}: frames without a row in the sheet")
+    return require_clips(Database(database, clips, excluded, root, notes))
 
 # %% ../../nbs/1_data/03_archives.ipynb #c017
 def read_casme2(
     root: str | Path,  # holds the coding sheet and the frames, at any depth
     classes: int = 3,  # 3, 4 or 5
     sheet: str | Path | None = None,  # the workbook, if there are several
-    frames: str
-    | Path
-    | None = None,  # the folder that holds sub01, sub02 ..., if there are several
+    frames: str | Path | None = None,  # the folder of sub01, sub02 ..., if there are several
 ) -> Database:
-    "CASME II, or any set in its layout."
+    "CASME II, or any set in its layout. `ValueError` if its sheet or its frames aren't found."
     return read_coded("casme2", root, classes, sheet, frames)
 
 # %% ../../nbs/1_data/03_archives.ipynb #c017-2
@@ -157,12 +178,13 @@ def read_samm(
     root: str | Path,  # holds the coding sheet and the frames, at any depth
     classes: int = 3,  # 3 or 4
     sheet: str | Path | None = None,  # the workbook, if there are several
-    frames: str | Path | None = None,  # the folder that holds 006, 007 ..., if there are several
+    frames: str | Path | None = None,  # the folder of 006, 007 ..., if there are several
 ) -> Database:
-    "SAMM. The label is the estimated emotion."
+    "SAMM. The label is the estimated emotion. `ValueError` if its sheet or its frames aren't found."
     if classes == 5:
         raise ValueError(
-            "classes=5: the five classes are CASME II's, with a repression that SAMM doesn't have; choose 3 or 4"
+            "classes=5: the five classes are CASME II's, with a repression that SAMM doesn't have; "
+            "choose 3 or 4"
         )
     return read_coded("samm", root, classes, sheet, frames)
 
@@ -171,32 +193,35 @@ EXTENDED = re.compile(r"(?<![a-z])(e|ext|extended|long)(?![a-z])", re.IGNORECASE
 OTHER_CAMERA = re.compile(r"(?<![a-z])(nir|vis)(?![a-z])", re.IGNORECASE)
 
 # %% ../../nbs/1_data/03_archives.ipynb #c030-2
-def find_smic(
-    root: Path,
-) -> tuple[Path, list[str]]:  # folder of s01, s02 ..., and a note if SMIC-E-HS is there too
-    "The folder of SMIC-HS. `ValueError` if there is none, naming SMIC-E-HS if that is what there is."
-    found = {
-        home: str(Path(root.name) / home.relative_to(root))
-        for home in find_subjects(root, r"s\d{1,2}", "s*_*_*/*") | find_frames(root, "smic")
-    }
-    right = {
-        home: image
-        for home, image in find_frames(root, "smic").items()
-        if not EXTENDED.search(found[home]) and not OTHER_CAMERA.search(found[home])
-    }
-    extended = [
-        place
-        for home, place in found.items()
-        if home not in right and not OTHER_CAMERA.search(place)
-    ]  # without the folders of classes, or so called
-    if extended and not right:
-        raise ValueError(
-            f"{root} holds SMIC-E-HS alone ({', '.join(extended)}), 157 clips extended by the frames before and after: their first and last "
-            "frame are not onset and offset; put SMIC-HS (164 clips) there"
-        )
-    return choose_subjects(root, right, LAYOUTS["smic"][-1]), [
-        f"{place}: SMIC-E-HS, not used" for place in extended
-    ]
+def extended_only(root: Path, places: list[str]) -> ValueError:
+    "The error for an archive without SMIC-HS."
+    return ValueError(
+        f"{root} holds SMIC-E-HS alone ({', '.join(places)}), 157 clips extended by the frames "
+        "before and after: their first and last frame are not onset and offset; "
+        "put SMIC-HS (164 clips) there"
+    )
+
+# %% ../../nbs/1_data/03_archives.ipynb #dc90ce20
+def find_smic(root: Path) -> tuple[Path, list[str]]:
+    """The folder of s01, s02 ... of SMIC-HS, and a note if SMIC-E-HS is there too.
+
+    `ValueError` if there is none, naming SMIC-E-HS if that is what there is.
+    """
+    in_classes = find_frames(root, "smic")
+    without_classes = find_subjects(root, r"s\d{1,2}", "s*_*_*/*")  # as some copies of SMIC-E-HS
+    high_speed, extended = {}, []
+    for home in without_classes | in_classes:
+        place = str(Path(root.name) / home.relative_to(root))
+        if OTHER_CAMERA.search(place):
+            continue
+        if home in in_classes and not EXTENDED.search(place):
+            high_speed[home] = in_classes[home]
+        else:
+            extended.append(place)
+    if extended and not high_speed:
+        raise extended_only(root, extended)
+    home = choose_subjects(root, high_speed, LAYOUTS["smic"][-1])
+    return home, [f"{place}: SMIC-E-HS, not used" for place in extended]
 
 # %% ../../nbs/1_data/03_archives.ipynb #c030-3
 def smic_name(written: str, subject: str) -> str:
@@ -205,111 +230,144 @@ def smic_name(written: str, subject: str) -> str:
 
 # %% ../../nbs/1_data/03_archives.ipynb #c031
 def smic_clip(folder: Path, subject: str, name: str) -> Clip:
-    "One folder of frames as a clip from its first to its last frame, its apex in the middle. `ValueError` with the reason if that can't be."
-    frames, emotion = list_frames(folder), folder.parent.name.lower()
+    """One folder of frames as a clip from its first to its last frame, its apex in the middle.
+
+    `ValueError` with the reason if that can't be.
+    """
+    files, emotion = list_frames(folder), folder.parent.name.lower()
     if emotion not in CLASSES:
         raise ValueError(f"it lies in a folder {folder.parent.name!r}, wanted {', '.join(CLASSES)}")
-    if len(frames) < 2:
+    if len(files) < 2:
         raise ValueError(
-            f"the number of its frames is {len(frames)}; an onset and an apex are wanted"
+            f"the number of its frames is {len(files)}; an onset and an apex are wanted"
         )
-    numbers = tuple(frames)
+    numbers = tuple(files)
     return Clip(
-        "smic",
-        subject,
-        name,
-        CLASSES.index(emotion),
-        emotion,
-        tuple(frames.values()),
-        numbers,
-        numbers[0],
-        numbers[len(numbers) // 2],
-        numbers[-1],
+        database="smic",
+        subject=subject,
+        name=name,
+        label=CLASSES.index(emotion),
+        emotion=emotion,
+        frames=tuple(files.values()),
+        numbers=numbers,
+        onset=numbers[0],
+        apex=numbers[len(numbers) // 2],
+        offset=numbers[-1],
         apex_source="middle",
     )
 
 # %% ../../nbs/1_data/03_archives.ipynb #c031-2
+def smic_clip_folders(home: Path) -> Iterator[tuple[Path, str, str]]:
+    "The folder of every clip of SMIC, its subject and its name."
+    for folder, _ in walk(home):
+        inside = folder.relative_to(home).parts  # s01, micro, negative, s01_ne_01
+        if len(inside) >= 4 and inside[-3].lower() == "micro":
+            subject = subject_name("smic", inside[-4])
+            yield folder, subject, smic_name(folder.name, subject)
+
+# %% ../../nbs/1_data/03_archives.ipynb #960fcb1f
 def read_smic(
     root: str | Path,  # holds s01, s02 ..., at any depth
     classes: int = 3,  # there are no others
-    frames: str | Path | None = None,  # the folder that holds s01, s02 ..., if there are several
+    frames: str | Path | None = None,  # the folder of s01, s02 ..., if there are several
 ) -> Database:
-    "SMIC-HS. The apex is the middle frame, and `apex_source` is `middle`."
+    """SMIC-HS. The apex is the middle frame, and `apex_source` is `middle`.
+
+    `ValueError` if its frames aren't found.
+    """
     if classes != 3:
         raise ValueError(f"classes={classes!r}: SMIC knows {', '.join(CLASSES)} alone; choose 3")
-    root, clips, excluded = existing(root), {}, []
-    home, notes = find_smic(existing(frames or root))
-    for folder, _ in walk(home):
-        inside = folder.relative_to(home).parts  # s01, micro, negative, s01_ne_01
-        if len(inside) < 4 or inside[-3].lower() != "micro":
-            continue
-        subject = subject_name("smic", inside[-4])
-        clip_id = f"smic/{subject}/{smic_name(folder.name, subject)}"
+    root, clips, excluded = existing_folder(root), {}, []
+    home, notes = find_smic(existing_folder(frames or root))
+    for folder, subject, name in smic_clip_folders(home):
+        clip_id = f"smic/{subject}/{name}"
         try:
             if clip_id in clips:
                 raise ValueError(f"{folder.relative_to(home)} repeats this clip")
-            clips[clip_id] = smic_clip(folder, *clip_id.split("/")[1:])
+            clips[clip_id] = smic_clip(folder, subject, name)
         except ValueError as error:
             excluded.append(Exclusion(clip_id, str(error)))
-    notes += ["157 clips, as many as SMIC-E-HS has; SMIC-HS has 164"] if len(clips) == 157 else []
-    return checked(Database("smic", list(clips.values()), excluded, root, notes))
+    if len(clips) == 157:
+        notes.append("157 clips, as many as SMIC-E-HS has; SMIC-HS has 164")
+    return require_clips(Database("smic", list(clips.values()), excluded, root, notes))
 
 # %% ../../nbs/1_data/03_archives.ipynb #c036
+def truth_line(line: str) -> tuple[str, str] | None:  # clip_id, class
+    "What a line of the official list says; None if it is not one of `database,subject,clip,label`."
+    cells = [cell.strip() for cell in line.split(",")]
+    database, subject, name, label = (cells + [""] * 4)[:4]
+    database = database.lower()
+    if database not in LAYOUTS or label not in ("0", "1", "2"):
+        return None
+    subject = subject_name(database, subject)
+    if database == "smic":
+        name = smic_name(name, subject)
+    return f"{database}/{subject}/{name}", CLASSES[int(label)]
+
+# %% ../../nbs/1_data/03_archives.ipynb #1b1f82a8
+def read_truth_list(path: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    "The entries (clip_id, class) of the official list, and a note for each line that isn't one."
+    entries, notes = [], []
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    for number, line in enumerate(text.splitlines(), 1):
+        entry = truth_line(line)
+        if entry:
+            entries.append(entry)
+        elif line.strip():
+            place = f"{path.name}, line {number}"
+            notes.append(f"{place}: {line[:80]!r} is not database,subject,clip,label; passed over")
+    return entries, notes
+
+# %% ../../nbs/1_data/03_archives.ipynb #db3a3e5d
 def compare_truth(path: Path, clips: list[Clip]) -> list[str]:  # a note for each difference
     "What the official list, rows of `database,subject,clip,label` without headings, says otherwise than the sheets."
-    truth, notes, written = {}, [], {clip.clip_id.lower(): clip.clip_id for clip in clips}
-    for number, line in enumerate(
-        path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1
-    ):
-        database, subject, name, label = ([cell.strip() for cell in line.split(",")] + [""] * 4)[:4]
-        if database.lower() in LAYOUTS and label in ("0", "1", "2"):
-            subject = subject_name(database.lower(), subject)
-            clip_id = f"{database.lower()}/{subject}/{smic_name(name, subject) if database.lower() == 'smic' else name}"
-            truth[clip_id.lower()] = CLASSES[int(label)]
-            written.setdefault(clip_id.lower(), clip_id)
-        elif line.strip():
-            notes.append(
-                f"{path.name}, line {number}: {line[:80]!r} is not database,subject,clip,label; passed over"
-            )
+    entries, notes = read_truth_list(path)
+    listed = {clip_id.lower(): name for clip_id, name in entries}
     found = {clip.clip_id.lower(): CLASSES[clip.label] for clip in clips}
-    return notes + [
-        f"{written[key]}: {truth.get(key, 'not there')} in {path.name}, {found.get(key, 'left out')} here"
-        for key in sorted(truth.keys() | found.keys())
-        if truth.get(key) != found.get(key)
-    ]
+    spelled = {clip_id.lower(): clip_id for clip_id, _ in reversed(entries)}
+    spelled |= {clip.clip_id.lower(): clip.clip_id for clip in clips}
+    for key in sorted(listed.keys() | found.keys()):
+        there, here = listed.get(key, "not there"), found.get(key, "left out")
+        if listed.get(key) != found.get(key):
+            notes.append(f"{spelled[key]}: {there} in {path.name}, {here} here")
+    return notes
 
 # %% ../../nbs/1_data/03_archives.ipynb #c036-2
+def find_truth_list(root: Path) -> Path | None:
+    "The official list of the composite under `root`; None if it isn't there."
+    for folder, files in walk(root):
+        for name in files:
+            if name.lower() == "combined_3class_gt.csv":
+                return folder / name
+    return None
+
+# %% ../../nbs/1_data/03_archives.ipynb #c5035d3e
 def read_composite(
     root: str | Path,  # holds the three archives, or links to them, at any depth
     classes: int = 3,  # there are no others
 ) -> Database:
-    "CASME II, SAMM and SMIC-HS as one database of three classes. A clip keeps the name of its own database."
+    """CASME II, SAMM and SMIC-HS as one database of three classes. A clip keeps the name of its own database.
+
+    `ValueError` if one of the three isn't found.
+    """
     if classes != 3:
         raise ValueError(
-            f"classes={classes!r}: the composite database has the three classes that its parts share; choose 3"
+            f"classes={classes!r}: the composite database has the three classes "
+            "that its parts share; choose 3"
         )
-    root, parts = existing(root), []
+    root, clips, excluded, notes = existing_folder(root), [], [], []
     for database in LAYOUTS:
         try:
-            parts.append(READERS[database](root))
+            part = READERS[database](root)
         except ValueError as error:
             raise ValueError(f"{database}, a part of the composite: {error}") from None
-    clips, excluded, notes = (
-        sum((getattr(part, what) for part in parts), []) for what in ("clips", "excluded", "notes")
-    )
-    lists = [
-        folder / name
-        for folder, files in walk(root)
-        for name in files
-        if name.lower() == "combined_3class_gt.csv"
-    ]
-    return Database(
-        "composite",
-        clips,
-        excluded,
-        root,
-        notes + [note for path in lists[:1] for note in compare_truth(path, clips)],
-    )
+        clips += part.clips
+        excluded += part.excluded
+        notes += part.notes
+    truth = find_truth_list(root)
+    if truth:
+        notes += compare_truth(truth, clips)
+    return Database("composite", clips, excluded, root, notes)
 
 # %% ../../nbs/1_data/03_archives.ipynb #c038
 READERS = {
@@ -323,9 +381,10 @@ READERS = {
 # %% ../../nbs/1_data/03_archives.ipynb #c038-2
 def looks_like(root: str | Path) -> list[str]:
     "The databases whose layout is found under `root`."
-    return [database for database in LAYOUTS if find_frames(Path(root), database)] + ["folder"] * (
-        Path(root) / "clips.csv"
-    ).is_file()
+    found = [database for database in LAYOUTS if find_frames(Path(root), database)]
+    if (Path(root) / "clips.csv").is_file():
+        found.append("folder")
+    return found
 
 # %% ../../nbs/1_data/03_archives.ipynb #c038-3
 def read_database(
@@ -333,7 +392,7 @@ def read_database(
     database: str,  # casme2, samm, smic, composite or folder
     classes: int = 3,  # 3, 4 or 5
 ) -> Database:
-    "Read a data set by the name of its layout."
+    "Read a data set by the name of its layout. `ValueError` if it can't be, naming what the folder looks like."
     if database not in READERS:
         raise ValueError(f"no reader for database {database!r}; there are {', '.join(READERS)}")
     try:

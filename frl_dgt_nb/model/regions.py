@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REGION_POINTS', 'REGION_NAMES', 'REGION_WATCHES', 'BOX_REGIONS', 'MIRROR_ORDER', 'MIRROR_LANDMARKS', 'MIRROR_ORDERS',
-           'point_tables', 'check_landmarks', 'region_polygons', 'au_boxes', 'grid_boxes', 'mirror_boxes',
-           'mirror_landmarks', 'face_boxes', 'crop_boxes']
+           'point_tables', 'check_landmarks', 'region_polygons', 'padded_groups', 'au_boxes', 'grid_boxes',
+           'mirror_boxes', 'mirror_landmarks', 'face_boxes', 'crop_grids', 'crop_boxes']
 
 # %% ../../nbs/2_model/05_regions.ipynb #200002
 import torch
@@ -13,17 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../../nbs/2_model/05_regions.ipynb #200007
-# Landmark indexes from 0, `a~b` their midpoint, `^` a tenth of the outer-eye distance higher, `^^` two tenths (after AU R-CNN).
-_REGIONS = """17^ 19^ 19 17 | 19^ 21^ 21 19 | 21^ 27^^ 27 21 | 27^^ 22^ 27 22 | 22^ 24^ 24 22 | 24^ 26^ 26 24 | 1 17 36 | 17 19 37 36 |
-19 38 39 21 | 21 27 28 39 | 22 27 28 42 | 22 42 43 24 | 24 44 45 26 | 26 16 15 45 | 2 41~2 3~29 3 | 41 2~41 3~29 39 | 39 3~29 29 28 |
-28 29 13~29 42 | 42 46 14~46 13~29 | 14~46 14 13 13~29 | 3 3~29 4~33 4 | 4~33 3~29 29 33 | 33 29 13~29 12~33 | 13~29 13 12 12~33 |
-4 4~33 5~59 5 | 5~59 4~33 33 59 | 33 55 11~55 12~33 | 11~55 12~33 12 11 | 59 58 6~58 5~59 | 6~58 58 57 8~57 | 57 8~57 10~56 56 |
-56 10~56 11~55 55 | 5 5~59 6~58 6 | 6 6~58 8~57 8 | 8~57 10~56 10 8 | 10~56 10 11 11~55 | 33 55 56 57 58 59 | 1 2 36 37 | 14 15 44 45 |
+# Landmark indexes from 0; `a~b`: their midpoint; `^`: a tenth of the outer-eye distance higher, `^^`: two (after AU R-CNN).
+_REGIONS = """17^ 19^ 19 17 | 19^ 21^ 21 19 | 21^ 27^^ 27 21 | 27^^ 22^ 27 22 | 22^ 24^ 24 22 | 24^ 26^ 26 24 |
+1 17 36 | 17 19 37 36 | 19 38 39 21 | 21 27 28 39 | 22 27 28 42 | 22 42 43 24 | 24 44 45 26 | 26 16 15 45 |
+2 41~2 3~29 3 | 41 2~41 3~29 39 | 39 3~29 29 28 | 28 29 13~29 42 | 42 46 14~46 13~29 | 14~46 14 13 13~29 |
+3 3~29 4~33 4 | 4~33 3~29 29 33 | 33 29 13~29 12~33 | 13~29 13 12 12~33 | 4 4~33 5~59 5 | 5~59 4~33 33 59 |
+33 55 11~55 12~33 | 11~55 12~33 12 11 | 59 58 6~58 5~59 | 6~58 58 57 8~57 | 57 8~57 10~56 56 | 56 10~56 11~55 55 |
+5 5~59 6~58 6 | 6 6~58 8~57 8 | 8~57 10~56 10 8 | 10~56 10 11 11~55 | 33 55 56 57 58 59 | 1 2 36 37 | 14 15 44 45 |
 19 37 38 | 24 43 44 | 36 37 38 39 40 41 | 42 43 44 45 46 47"""
 
-REGION_POINTS = tuple(
-    tuple(region.split()) for region in _REGIONS.split("|")
-)  # 43 regions, number 1 first
+REGION_POINTS = tuple(tuple(region.split()) for region in _REGIONS.split("|"))  # 43, number 1 first
 
 # %% ../../nbs/2_model/05_regions.ipynb #200010
 def point_tables(
@@ -45,10 +44,11 @@ _WEIGHTS, _LIFT = point_tables()
 
 # %% ../../nbs/2_model/05_regions.ipynb #200012
 def check_landmarks(landmarks: Tensor) -> Tensor:
-    "Raise a `ValueError` unless `landmarks` is a floating (B,68,2) tensor."
+    "`landmarks` themselves; `ValueError` unless they are a floating (B,68,2) tensor."
     if landmarks.ndim != 3 or landmarks.shape[1:] != (68, 2) or not landmarks.is_floating_point():
         raise ValueError(
-            f"landmarks must be a floating tensor of shape (B,68,2), got {landmarks.dtype} {tuple(landmarks.shape)}; one face: landmarks[None]"
+            f"landmarks must be a floating tensor of shape (B,68,2), "
+            f"got {landmarks.dtype} {tuple(landmarks.shape)}; one face: landmarks[None]"
         )
     return landmarks
 
@@ -88,9 +88,17 @@ BOX_REGIONS = (
 )  # numbers of the regions in each box, from 1
 MIRROR_ORDER = (1, 0, 2, 4, 3, 5, 7, 6, 8)  # the box that takes each place in a mirrored face
 
-_GROUPS = torch.tensor(
-    [[r - 1 for r in box] + [box[-1] - 1] * (13 - len(box)) for box in BOX_REGIONS]
-)  # (9,13)
+# %% ../../nbs/2_model/05_regions.ipynb #d7665bbc
+def padded_groups(
+    groups: tuple[tuple[int, ...], ...] = BOX_REGIONS,  # numbers of regions, from 1
+) -> Tensor:  # (9,13), from 0; short groups repeat their last region
+    "The groups as one table to gather with."
+    longest = max(map(len, groups))
+    padded = [group + group[-1:] * (longest - len(group)) for group in groups]
+    return torch.tensor(padded) - 1
+
+# %% ../../nbs/2_model/05_regions.ipynb #7a2f94ab
+_GROUPS = padded_groups()
 
 # %% ../../nbs/2_model/05_regions.ipynb #200020
 def au_boxes(
@@ -99,9 +107,8 @@ def au_boxes(
     minimum: float = 8,  # smallest side in pixels
 ) -> Tensor:  # (B,9,4) x0,y0,x1,y1 in pixels (centres), inside the image
     "The nine boxes of Figure 4, order `REGION_NAMES`: what encloses the regions of each group."
-    points = (
-        region_polygons(landmarks)[:, _GROUPS.to(landmarks.device)].flatten(2, 3).clamp(0, size - 1)
-    )  # (B,9,13*6,2)
+    groups = region_polygons(landmarks)[:, _GROUPS.to(landmarks.device)]  # (B,9,13,6,2)
+    points = groups.flatten(2, 3).clamp(0, size - 1)
     low, high = points.amin(2), points.amax(2)
     half = ((high - low) / 2).clamp(min=minimum / 2)
     centre = torch.minimum(torch.maximum((low + high) / 2, half), size - 1 - half)
@@ -129,51 +136,12 @@ def mirror_boxes(
     return torch.stack([width - 1 - x1, y0, width - 1 - x0, y1], -1)
 
 # %% ../../nbs/2_model/05_regions.ipynb #200029
-MIRROR_LANDMARKS = (
-    *range(16, -1, -1),
-    *range(26, 16, -1),
-    27,
-    28,
-    29,
-    30,
-    35,
-    34,
-    33,
-    32,
-    31,
-    45,
-    44,
-    43,
-    42,
-    47,
-    46,
-    39,
-    38,
-    37,
-    36,
-    41,
-    40,
-    54,
-    53,
-    52,
-    51,
-    50,
-    49,
-    48,
-    59,
-    58,
-    57,
-    56,
-    55,
-    64,
-    63,
-    62,
-    61,
-    60,
-    67,
-    66,
-    65,
-)  # the landmark that takes each place
+# the landmark that takes each place
+MIRROR_LANDMARKS = tuple(
+    int(number)
+    for number in """16 15 14 13 12 11 10 9 8 7 6 5 4 3 2 1 0 26 25 24 23 22 21 20 19 18 17 27 28 29 30 35 34 33 32 31
+    45 44 43 42 47 46 39 38 37 36 41 40 54 53 52 51 50 49 48 59 58 57 56 55 64 63 62 61 60 67 66 65""".split()
+)
 
 # %% ../../nbs/2_model/05_regions.ipynb #200029-2
 def mirror_landmarks(
@@ -185,10 +153,8 @@ def mirror_landmarks(
     return torch.stack([width - 1 - x, y], -1)
 
 # %% ../../nbs/2_model/05_regions.ipynb #200061
-MIRROR_ORDERS = {
-    "au": MIRROR_ORDER,
-    "grid": (2, 1, 0, 5, 4, 3, 8, 7, 6),
-}  # kinds of boxes, and the box that takes each place
+# kinds of boxes, and the box that takes each place
+MIRROR_ORDERS = {"au": MIRROR_ORDER, "grid": (2, 1, 0, 5, 4, 3, 8, 7, 6)}
 
 # %% ../../nbs/2_model/05_regions.ipynb #200061-2
 def face_boxes(
@@ -204,37 +170,36 @@ def face_boxes(
     return grid_boxes(size).to(check_landmarks(landmarks)).expand(len(landmarks), -1, -1)
 
 # %% ../../nbs/2_model/05_regions.ipynb #200033
+def crop_grids(
+    boxes: Tensor,  # (B,K,4) x0,y0,x1,y1 in pixels (centres)
+    height: int,  # of the images
+    width: int,
+    size: int,  # side of a crop
+) -> Tensor:  # (B,K,size,size,2) x,y in [-1,1], as `grid_sample` counts
+    "Where each pixel of each crop is read; a box's corners are the centres of its corner pixels."
+    steps = torch.linspace(0, 1, size, device=boxes.device, dtype=boxes.dtype)
+    corner, side = boxes[..., None, :2], boxes[..., None, 2:] - boxes[..., None, :2]
+    pixels = corner + steps[:, None] * side  # (B,K,size,2)
+    x, y = ((pixels * 2 + 1) / boxes.new_tensor([width, height]) - 1).unbind(-1)
+    shape = (*x.shape, size)
+    return torch.stack([x[:, :, None, :].expand(shape), y[..., None].expand(shape)], -1)
+
+# %% ../../nbs/2_model/05_regions.ipynb #67482c92
 def crop_boxes(
     images: Tensor,  # (B,M,H,W)
     boxes: Tensor,  # (B,K,4) x0,y0,x1,y1 in pixels (centres)
     size: int = 90,  # side of a crop (section 3.3)
 ) -> Tensor:  # (B,K,M,size,size)
-    "All boxes of all images in one sampling call; a box's corners become the centres of the crop's corner pixels."
-    if (
-        images.ndim != 4
-        or boxes.ndim != 3
-        or boxes.shape[0] != images.shape[0]
-        or boxes.shape[2] != 4
-    ):
+    "All boxes of all images in one sampling call. `ValueError` where their shapes don't fit."
+    if images.ndim != 4 or boxes.ndim != 3 or boxes.shape[::2] != (len(images), 4):
         raise ValueError(
-            f"images must be (B,M,H,W) and boxes (B,K,4) of the same B, got {tuple(images.shape)} and {tuple(boxes.shape)}"
+            f"images must be (B,M,H,W) and boxes (B,K,4) of the same B, "
+            f"got {tuple(images.shape)} and {tuple(boxes.shape)}"
         )
     (B, M, H, W), K = images.shape, boxes.shape[1]
-    steps = torch.linspace(0, 1, size, device=boxes.device, dtype=boxes.dtype)
-    corner, side = boxes[..., None, :2], boxes[..., None, 2:] - boxes[..., None, :2]
-    x, y = (((corner + steps[:, None] * side) * 2 + 1) / boxes.new_tensor([W, H]) - 1).unbind(
-        -1
-    )  # (B,K,size) each
-    grid = torch.stack(
-        [x[:, :, None, :].expand(B, K, size, size), y[..., None].expand(B, K, size, size)], -1
-    )
     dtype = torch.promote_types(
         images.dtype, torch.float32
-    )  # half precision cannot hold a coordinate
-    crops = F.grid_sample(
-        images.to(dtype),
-        grid.view(B, K * size, size, 2).to(dtype),
-        padding_mode="border",
-        align_corners=False,
-    )
+    )  # half precision can't hold a coordinate
+    grid = crop_grids(boxes, H, W, size).flatten(1, 2).to(dtype)  # (B,K*size,size,2)
+    crops = F.grid_sample(images.to(dtype), grid, padding_mode="border", align_corners=False)
     return crops.to(images.dtype).view(B, M, K, size, size).transpose(1, 2)

@@ -64,7 +64,7 @@ def model_changes(row: str, config: ModelConfig, flow: str) -> dict:
     }
     return changes.get(row, {})
 
-# %% ../../nbs/5_study/04_ablations.ipynb #ee4dbe35
+# %% ../../nbs/5_study/04_ablations.ipynb #05d26c23
 def train_changes(row: str, config: ModelConfig) -> dict:
     "What a row of Table 2 changes in the settings of the training"
     if row in (

@@ -230,7 +230,8 @@ def figure8(
     if not runs:
         raise ValueError("got no run; want one folder of a finished run or more")
     panels = collect_predictions(runs, names)
-    figure = Figure(figsize=(4.8 * len(panels), 4.8), layout="constrained")
+    width = max(4.8 * len(panels), 13)  # a single matrix doesn't fill a page
+    figure = Figure(figsize=(width, 4.8), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, (name, table, classes) in zip(axes, panels):
         answers = table.label, table.prediction, classes

@@ -6,7 +6,7 @@
 __all__ = ['AGREES', 'CONTRADICTS', 'UNDECIDED', 'FINDINGS', 'compare_pair', 'order_holds', 'finding_text', 'verdict',
            'too_few_text', 'order_text']
 
-# %% ../../nbs/5_study/06_order.ipynb #8601e0ed
+# %% ../../nbs/5_study/06_order.ipynb #d9967ae3
 from itertools import combinations
 from pathlib import Path
 
@@ -16,11 +16,11 @@ import pandas as pd
 from .tables import holm
 from ..training.protocol import compare_runs
 
-# %% ../../nbs/5_study/06_order.ipynb #5a568ed8
+# %% ../../nbs/5_study/06_order.ipynb #128cd0ec
 AGREES, CONTRADICTS, UNDECIDED = "as in the paper", "against the paper", "not told apart"
 FINDINGS = (AGREES, CONTRADICTS, UNDECIDED)
 
-# %% ../../nbs/5_study/06_order.ipynb #4d84269c
+# %% ../../nbs/5_study/06_order.ipynb #07ee633d
 def compare_pair(out: Path, worse: str, better: str, published: float) -> dict:
     "Two rows of which the paper has the second in front: its difference and ours"
     result = compare_runs(out / worse, out / better)
@@ -28,7 +28,7 @@ def compare_pair(out: Path, worse: str, better: str, published: float) -> dict:
     pair |= dict(zip(("difference", "low", "high"), result["difference"]["uf1"].values()))
     return pair | {"p": result["permutation"]["p"], "subjects": result["n_subjects"]}
 
-# %% ../../nbs/5_study/06_order.ipynb #8d47cf38
+# %% ../../nbs/5_study/06_order.ipynb #74cdb8b7
 def order_holds(
     published: pd.Series,  # row -> UF1 in the paper
     out: str | Path,  # folder of the rows' runs
@@ -48,7 +48,7 @@ def order_holds(
     sign = np.where(pairs.difference > 0, AGREES, CONTRADICTS)
     return pairs.assign(finding=np.where(pairs.p_holm < level, sign, UNDECIDED))
 
-# %% ../../nbs/5_study/06_order.ipynb #212fa458
+# %% ../../nbs/5_study/06_order.ipynb #fd26baea
 def finding_text(pairs: pd.DataFrame) -> str:
     "Which pairs have which finding"
     parts = []
@@ -59,7 +59,7 @@ def finding_text(pairs: pd.DataFrame) -> str:
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
 
-# %% ../../nbs/5_study/06_order.ipynb #d830a24a
+# %% ../../nbs/5_study/06_order.ipynb #9c1303f0
 def verdict(pairs: pd.DataFrame) -> str:
     "Whether the order as a whole holds"
     if (pairs.finding == CONTRADICTS).any():
@@ -68,7 +68,7 @@ def verdict(pairs: pd.DataFrame) -> str:
         return "The paper's order holds here."
     return "These data neither confirm nor refute the order as a whole."
 
-# %% ../../nbs/5_study/06_order.ipynb #18ad8d34
+# %% ../../nbs/5_study/06_order.ipynb #638c02a3
 def too_few_text(subjects: int, pairs: int, level: float) -> str:  # "" if there are enough
     "That so few subjects can't tell any two runs apart"
     smallest = 2 * 0.5**subjects  # two of all ways to swap are the most extreme
@@ -79,7 +79,7 @@ def too_few_text(subjects: int, pairs: int, level: float) -> str:  # "" if there
         f"is not below {level}, however large a difference is."
     )
 
-# %% ../../nbs/5_study/06_order.ipynb #7d0b4184
+# %% ../../nbs/5_study/06_order.ipynb #ab9ea1b8
 def order_text(pairs: pd.DataFrame, level: float = 0.05) -> str:
     "What the pairs say of the order, in words"
     if pairs.empty:

@@ -59,7 +59,7 @@ def row_state(row: Row, out: str | Path) -> str:
     folds = len(list((run / "folds").glob("*.json")))
     return f"{folds} folds so far" if folds else "not started"
 
-# %% ../../nbs/5_study/05_tables.ipynb #b6eaae4a
+# %% ../../nbs/5_study/05_tables.ipynb #bb959118
 def part_scores(
     predictions: pd.DataFrame, classes: int
 ) -> dict[str, float]:  # {} for a single database
@@ -122,7 +122,7 @@ DIFFERENCE = ("against", "difference", "difference_low", "difference_high", "p",
 PAPER = ("paper_data", "paper_uf1", "paper_uar")
 COLUMNS = (*ABOUT, *SCORES, *DIFFERENCE, "seconds", "note", *PAPER)
 
-# %% ../../nbs/5_study/05_tables.ipynb #00f0fbd9
+# %% ../../nbs/5_study/05_tables.ipynb #628a0967
 def paper_columns(paper: dict[str, tuple[float, ...]]) -> dict[str, float]:
     "The paper's figures of a row, a column each; those that it doesn't give are left out"
     columns = {}
@@ -157,19 +157,19 @@ def score_rows(
     cited = np.where(table.paper_uf1.notna(), paper_data, None)
     return table.assign(p_holm=holm(table.p), paper_data=cited)
 
-# %% ../../nbs/5_study/05_tables.ipynb #b1d7f4d9
+# %% ../../nbs/5_study/05_tables.ipynb #e1df87a8
 def number(value: float, form: str = ".3f") -> str:
     "A number as text; nothing for nan"
     return format(value, form) if pd.notna(value) else ""
 
-# %% ../../nbs/5_study/05_tables.ipynb #36d3c71a
+# %% ../../nbs/5_study/05_tables.ipynb #d14f680a
 def bracketed(row: pd.Series, score: str, sign: str = "") -> str:
     "A score with its interval; nothing if the row has none"
     if pd.isna(row[score]):
         return ""
     return with_interval(row[score], row[f"{score}_low"], row[f"{score}_high"], sign)
 
-# %% ../../nbs/5_study/05_tables.ipynb #f7c5cc4a
+# %% ../../nbs/5_study/05_tables.ipynb #f79190f1
 def part_cells(row: pd.Series, names: Sequence[str], prefix: str = "") -> dict[str, str]:
     "UF1 and UAR on each part, in one cell a part; `prefix` paper_: the paper's"
     cells = {}
@@ -178,7 +178,7 @@ def part_cells(row: pd.Series, names: Sequence[str], prefix: str = "") -> dict[s
         cells[f"{name}, UF1 / UAR"] = " / ".join(filter(None, pair))
     return cells
 
-# %% ../../nbs/5_study/05_tables.ipynb #966e1eb7
+# %% ../../nbs/5_study/05_tables.ipynb #dc31413b
 def our_cells(row: pd.Series, parts: Sequence[str], accuracy: bool = False) -> dict[str, str]:
     "What a run of ours scored, as text under each heading"
     difference = bracketed(row, "difference", "+")
@@ -195,7 +195,7 @@ def our_cells(row: pd.Series, parts: Sequence[str], accuracy: bool = False) -> d
     cells |= part_cells(row, parts)
     return cells | {"accuracy": number(row.accuracy)} if accuracy else cells
 
-# %% ../../nbs/5_study/05_tables.ipynb #7bd846f1
+# %% ../../nbs/5_study/05_tables.ipynb #5e9bf7bc
 def their_cells(row: pd.Series, parts: Sequence[str], accuracy: bool = False) -> dict[str, str]:
     "What the paper says of a row, as text under each heading"
     cells = {"UF1": number(row.paper_uf1), "UAR": number(row.paper_uar)} | part_cells(
@@ -203,7 +203,7 @@ def their_cells(row: pd.Series, parts: Sequence[str], accuracy: bool = False) ->
     )
     return cells | {"accuracy": number(row.paper_accuracy)} if accuracy else cells
 
-# %% ../../nbs/5_study/05_tables.ipynb #79dc7732
+# %% ../../nbs/5_study/05_tables.ipynb #42ac3ac6
 def part_names(table: pd.DataFrame) -> tuple[list[str], list[str]]:
     "Databases of which a table has scores: ours, and the paper's"
     stems = [
@@ -264,7 +264,7 @@ def plot_interval(ax: Axes, table: pd.DataFrame, score: str, label: str = "") ->
     ax.locator_params(axis="x", nbins=6)
     return ax
 
-# %% ../../nbs/5_study/05_tables.ipynb #5fd7b46c
+# %% ../../nbs/5_study/05_tables.ipynb #2b724048
 def plot_published(ax: Axes, table: pd.DataFrame) -> Axes:
     "The paper's UF1 as a hollow mark in each row that has one"
     if table.paper_uf1.notna().any():
@@ -296,7 +296,7 @@ def as_html(shown: pd.DataFrame | Path) -> str:
     source = f"data:image/{shown.suffix[1:]};base64,{picture}"
     return f'<figure><img src="{source}" alt="{escape(shown.stem)}"></figure>'
 
-# %% ../../nbs/5_study/05_tables.ipynb #7d4f9ecd
+# %% ../../nbs/5_study/05_tables.ipynb #bcfb5d20
 @dataclass(frozen=True)
 class Page:
     "What is written of a table"

@@ -1,4 +1,6 @@
-"""What people give a program that isn't what it wants, through the command they type: one line with the way out, or an exclusion with its reason.
+"""What people give a program that isn't what it wants, through the command they type.
+
+The answer is one line with the way out, or an exclusion with its reason.
 
 Never a traceback, never a hang, never half a result taken for a whole one.
 """
@@ -36,24 +38,16 @@ SMALL = ModelConfig(
     dgm_width=4,
     dgm_depth=3,
 )
-WHOLE = (
-    (SAMPLES / "frames/s01/c1/26.jpg").read_bytes()
-    if (SAMPLES / "frames/s01/c1/26.jpg").is_file()
-    else next((SAMPLES / "frames").glob("*/*/*.jpg")).read_bytes()
-)
+WHOLE = sorted((SAMPLES / "frames/s01/c1").glob("*.jpg"))[0].read_bytes()
 
 
 def copy_samples(root, clips):
     "Some clips of the samples, onset, apex and offset of each, as a folder of one's own."
-    table = pd.read_csv(SAMPLES / "clips.csv", dtype=str)
-    table = pd.concat(
-        [table[(table["subject"] == subject) & (table["name"] == name)] for subject, name in clips]
-    )
+    table = pd.read_csv(SAMPLES / "clips.csv", dtype=str).set_index(["subject", "name"])
+    table = table.loc[clips].reset_index()
     for _, row in table.iterrows():
-        home, place = (
-            SAMPLES / "frames" / row["subject"] / row["name"],
-            root / "frames" / row["subject"] / row["name"],
-        )
+        home = SAMPLES / "frames" / row["subject"] / row["name"]
+        place = root / "frames" / row["subject"] / row["name"]
         place.mkdir(parents=True)
         for path in home.iterdir():
             if str(int(path.stem)) in (row["onset"], row["apex"], row["offset"]):
@@ -78,40 +72,36 @@ def data(home, tmp_path):
     return tmp_path / "data"
 
 
+def run(*args):
+    return main([str(arg) for arg in args])
+
+
+def prepare_line(data, store, database, *more):
+    return ["prepare", "--data", data, "--database", database, "--store", store, *more]
+
+
 def prepare(data, store, database="folder", *more):
-    return main(
-        [
-            "prepare",
-            "--data",
-            str(data),
-            "--database",
-            database,
-            "--store",
-            str(store),
-            *map(str, more),
-        ]
-    )
+    return run(*prepare_line(data, store, database, *more))
+
+
+def is_bar(line):
+    "Whether a line is a moving bar, or nothing."
+    return not line.strip() or any(part in line for part in ("clip/s", "fold/s", "%|"))
 
 
 def refused(capsys, *args):
     "The one line in which a command says no."
     capsys.readouterr()
-    assert main([str(arg) for arg in args]) == 2
+    assert run(*args) == 2
     said = capsys.readouterr()
-    lines = [
-        line
-        for line in said.err.splitlines()
-        if line.strip() and "clip/s" not in line and "fold/s" not in line and "%|" not in line
-    ]
+    lines = [line for line in said.err.splitlines() if not is_bar(line)]
     assert len(lines) == 1 and lines[0].startswith("frl-dgt: ") and not said.out, said
     return lines[0]
 
 
 def refused_store(capsys, data, store, database="folder", *more):
     "The one line in which prepare says no, having left nothing that passes for a store."
-    line = refused(
-        capsys, "prepare", "--data", data, "--database", database, "--store", store, *more
-    )
+    line = refused(capsys, *prepare_line(data, store, database, *more))
     with pytest.raises(ValueError):
         FaceStore(store)
     return line
@@ -138,12 +128,12 @@ def pillow(**options):
     "The picture as Pillow writes it, which comes with matplotlib."
     image = pytest.importorskip("PIL.Image").fromarray(decoded()[..., ::-1])
     data = io.BytesIO()
-    mode, format = options.pop("mode", "RGB"), options.pop("format", "JPEG")
-    image.convert(mode).save(data, format, **options)
+    mode, kind = options.pop("mode", "RGB"), options.pop("format", "JPEG")
+    image.convert(mode).save(data, kind, **options)
     return data.getvalue()
 
 
-# pictures -------------------------------------------------------------------------------------------------------------------------
+# pictures
 
 
 def flipped(data):
@@ -290,7 +280,7 @@ def test_bytes_are_read_or_refused_by_name(tmp_path_factory, data, mark):
         assert "any.jpg can't be read: " in str(error)
 
 
-# paths ----------------------------------------------------------------------------------------------------------------------------
+# paths
 
 
 @pytest.mark.parametrize(
@@ -383,7 +373,7 @@ def test_a_store_that_the_system_forbids(home, tmp_path, capsys, monkeypatch, co
     )
 
 
-# tables ---------------------------------------------------------------------------------------------------------------------------
+# tables
 
 HEAD = "subject,name,emotion,onset,apex,offset,action_units\n"
 TABLES = {  # clips.csv -> what is said
@@ -552,7 +542,7 @@ def test_any_table_is_refused_in_one_line(tmp_path_factory, capsys, rows, separa
     refused(capsys, "prepare", "--data", root, "--database", "folder", "--store", root / "store")
 
 
-# sheets of CASME II ---------------------------------------------------------------------------------------------------------------
+# sheets of CASME II
 
 
 def workbook(*sheets):
@@ -664,7 +654,7 @@ def test_any_cell_for_an_apex(casme2, tmp_path, cell):
     )
 
 
-# stores ---------------------------------------------------------------------------------------------------------------------------
+# stores
 
 DAMAGE = {
     "gone": None,
@@ -760,7 +750,7 @@ def test_too_little_space_is_told_beforehand(home, tmp_path, capsys, monkeypatch
     )
 
 
-# runs -----------------------------------------------------------------------------------------------------------------------------
+# runs
 
 
 @pytest.fixture
@@ -770,24 +760,8 @@ def mini(monkeypatch):
 
 
 def loso(data, out, *more):
-    return [
-        "loso",
-        "--data",
-        data,
-        "--database",
-        "folder",
-        "--preset",
-        "mini",
-        "--device",
-        "cpu",
-        "--out",
-        out,
-        *more,
-    ]
-
-
-def run(*args):
-    return main([str(arg) for arg in args])
+    line = "--database folder --preset mini --device cpu".split()
+    return ["loso", "--data", data, *line, "--out", out, *more]
 
 
 @pytest.fixture(scope="module")
@@ -889,23 +863,12 @@ def test_a_run_whose_disk_is_full(home, tmp_path, capsys, monkeypatch, mini):
     assert not (tmp_path / "run/report.json").exists()
 
 
-# experiments ----------------------------------------------------------------------------------------------------------------------
+# experiments
 
 
 def experiment(name, data, out, *more):
-    return [
-        "experiment",
-        name,
-        "--data",
-        data,
-        "--database",
-        "folder",
-        "--device",
-        "cpu",
-        "--out",
-        out,
-        *more,
-    ]
+    line = "--database folder --device cpu".split()
+    return ["experiment", name, "--data", data, *line, "--out", out, *more]
 
 
 @pytest.mark.parametrize(
@@ -991,21 +954,13 @@ def test_an_experiment_goes_on_and_refuses_what_does_not_belong(few, tmp_path, c
     assert "config.json" in refused(capsys, *line)
 
 
-# predictions ----------------------------------------------------------------------------------------------------------------------
+# predictions
 
 
 def predict(home, tmp_path, onset=None, apex=None, weights=None, *more):
     paths = clip_of(home / "data")
-    return [
-        "predict",
-        onset or paths[0],
-        apex or paths[1],
-        "--weights",
-        weights or home / "weights.safetensors",
-        "--device",
-        "cpu",
-        *more,
-    ]
+    pair, weights = [onset or paths[0], apex or paths[1]], weights or home / "weights.safetensors"
+    return ["predict", *pair, "--weights", weights, "--device", "cpu", *more]
 
 
 def test_a_prediction(home, tmp_path, capsys):
@@ -1059,7 +1014,7 @@ def test_a_prediction_that_cannot_be_written(home, tmp_path, flag, place):
     assert run(*predict(home, tmp_path, None, None, None, flag, tmp_path / place)) == 2
 
 
-# the check ------------------------------------------------------------------------------------------------------------------------
+# the check
 
 
 @pytest.mark.parametrize(

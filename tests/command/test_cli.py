@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import frl_dgt_nb
 from frl_dgt_nb.command import cli
 from frl_dgt_nb.command.cli import main
 from frl_dgt_nb.command.recordings import sparkline
@@ -36,7 +38,7 @@ SMALL = ModelConfig(
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    "Two subjects of the samples as a database, one row of it without frames, and the weights of a model that learnt nothing."
+    "Two subjects of the samples as a database, one row of it without frames, and weights that learnt nothing."
     home = tmp_path_factory.mktemp("cli")
     clips = pd.read_csv(SAMPLES / "clips.csv", dtype=str)
     subjects = sorted(clips.subject.unique())[:2]
@@ -68,65 +70,54 @@ def finished(home):
         yield loso(home, home / "run"), home / "run"
 
 
-def loso(home, out, *more):
-    return main(
-        [
-            "loso",
-            "--data",
-            f"{home}/data",
-            "--database",
-            "folder",
-            "--preset",
-            "mini",
-            "--device",
-            "cpu",
-            "--out",
-            str(out),
-            *more,
-        ]
-    )
+def run(line, **paths):
+    "The status of a command. Names in braces are paths, which may hold blanks."
+    return main([word.format(**paths) for word in line.split()])
 
 
-def wrong(capsys, *args):
+LOSO = "loso --data {data} --database folder --preset mini --device cpu --out {out} "
+
+
+def loso(home, out, more=""):
+    return run(LOSO + more, data=home / "data", out=out)
+
+
+def wrong(capsys, line, **paths):
     "The one line that a wrong command says."
-    assert main([str(arg) for arg in args]) == 2
+    assert run(line, **paths) == 2
     said = capsys.readouterr()
-    (line,) = said.err.strip().splitlines()[-1:]
-    assert line.startswith("frl-dgt: ") and "Traceback" not in said.err and not said.out
-    return line
+    (last,) = said.err.strip().splitlines()[-1:]
+    assert last.startswith("frl-dgt: ") and "Traceback" not in said.err and not said.out
+    return last
 
 
 def test_help_needs_no_torch():
-    code = "import sys; from frl_dgt_nb.command.cli import make_parser; make_parser().format_help(); print({'torch', 'kornia', 'pandas', 'cv2'} & set(sys.modules))"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        == "set()"
-    )
+    code = """
+        import sys
+        from frl_dgt_nb.command.cli import make_parser
+        make_parser().format_help()
+        print({"torch", "kornia", "pandas", "cv2"} & set(sys.modules))
+    """
+    program = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize(
-    "args",
-    [
-        ["--help"],
-        ["loso", "--help"],
-        ["predict", "--help"],
-        ["prepare", "--help"],
-        ["check", "--help"],
-        ["compare", "--help"],
-        ["spot", "--help"],
-        ["experiment", "--help"],
-        ["--version"],
-    ],
+    "line", [*(f"{word} --help" for word in cli.COMMANDS), "--help", "--version"]
 )
-def test_help_and_version(args, capsys):
+def test_help_and_version(line, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(args)
+        run(line)
     out = capsys.readouterr().out
-    assert (
-        stop.value.code == 0 and "frl-dgt" in out and "<class" not in out and "Literal" not in out
-    )
+    assert stop.value.code == 0 and "frl-dgt" in out
+    assert "<class" not in out and "Literal" not in out
+
+
+def test_a_command_is_not_called_like_the_function_of_the_package():
+    "Or the parser would look them up there, and load torch for a line of help."
+    for command in cli.COMMANDS.values():
+        assert command.__name__ not in frl_dgt_nb.__all__
 
 
 @pytest.mark.parametrize(
@@ -206,112 +197,57 @@ def test_help_and_version(args, capsys):
     ],
 )
 def test_mistyped(line, words, capsys):
-    assert words in wrong(capsys, *line.split())
+    assert words in wrong(capsys, line)
+
+
+PLAIN = "loso --data {data} --database folder --out {out} "
 
 
 def test_missing_folder(capsys, tmp_path):
-    assert "nowhere" in wrong(
-        capsys,
-        "loso",
-        "--data",
-        tmp_path / "nowhere",
-        "--database",
-        "folder",
-        "--out",
-        tmp_path / "run",
-    )
-    assert not (tmp_path / "run").exists()
+    line = wrong(capsys, PLAIN, data=tmp_path / "nowhere", out=tmp_path / "run")
+    assert "nowhere" in line and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("database", ["casme2", "folder"])
 def test_folder_of_another_layout(database, capsys, tmp_path):
     (tmp_path / "data").mkdir()
+    line = f"prepare --data {{data}} --database {database} --store {{store}}"
     assert str(tmp_path / "data") in wrong(
-        capsys,
-        "prepare",
-        "--data",
-        tmp_path / "data",
-        "--database",
-        database,
-        "--store",
-        tmp_path / "store",
+        capsys, line, data=tmp_path / "data", store=tmp_path / "store"
     )
 
 
 def test_samples_are_no_casme2(home, capsys, tmp_path):
-    assert "workbook" in wrong(
-        capsys, "loso", "--data", home / "data", "--database", "casme2", "--out", tmp_path / "run"
-    )
+    line = "loso --data {data} --database casme2 --out {out}"
+    assert "workbook" in wrong(capsys, line, data=home / "data", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_unknown_preset_is_told_before_any_work(home, capsys, tmp_path):
-    line = wrong(
-        capsys,
-        "loso",
-        "--data",
-        home / "data",
-        "--database",
-        "folder",
-        "--preset",
-        "huge",
-        "--out",
-        tmp_path / "run",
-    )
+    line = wrong(capsys, PLAIN + "--preset huge", data=home / "data", out=tmp_path / "run")
     assert "'huge'" in line and "paper" in line and "tiny" in line and not list(tmp_path.iterdir())
 
 
 def test_no_gpu(home, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    line = wrong(
-        capsys,
-        "loso",
-        "--data",
-        home / "data",
-        "--database",
-        "folder",
-        "--device",
-        "cuda",
-        "--out",
-        tmp_path / "run",
-    )
+    line = wrong(capsys, PLAIN + "--device cuda", data=home / "data", out=tmp_path / "run")
     assert "GPU" in line and "cpu" in line and not list(tmp_path.iterdir())
 
 
 def test_out_is_a_file_or_taken(home, capsys, tmp_path):
     (tmp_path / "file").write_text("mine")
-    assert "wants a folder" in wrong(
-        capsys, "loso", "--data", home / "data", "--database", "folder", "--out", tmp_path / "file"
-    )
+    line = wrong(capsys, PLAIN, data=home / "data", out=tmp_path / "file")
+    assert "wants a folder" in line
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/thesis.tex").write_text("mine")
-    assert "--resume" in wrong(
-        capsys, "loso", "--data", home / "data", "--database", "folder", "--out", tmp_path / "taken"
-    )
-    assert (tmp_path / "taken/thesis.tex").read_text() == "mine" and len(
-        list(tmp_path.iterdir())
-    ) == 2
+    assert "--resume" in wrong(capsys, PLAIN, data=home / "data", out=tmp_path / "taken")
+    assert (tmp_path / "taken/thesis.tex").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_resume_with_other_settings(home, finished, capsys):
-    _, run = finished
-    line = wrong(
-        capsys,
-        "loso",
-        "--data",
-        home / "data",
-        "--database",
-        "folder",
-        "--preset",
-        "mini",
-        "--device",
-        "cpu",
-        "--out",
-        run,
-        "--resume",
-        "--seed",
-        "7",
-    )
+    _, out = finished
+    line = wrong(capsys, LOSO + "--resume --seed 7", data=home / "data", out=out)
     assert "seed was 0, now 7" in line
 
 
@@ -320,9 +256,11 @@ def test_store_of_other_data(home, capsys, finished, tmp_path):
     shutil.copytree(home / "data", tmp_path / "data")
     table = pd.read_csv(tmp_path / "data/clips.csv", dtype=str)
     table[:-3].to_csv(tmp_path / "data/clips.csv", index=False)
-    assert "--overwrite" in wrong(
-        capsys, "prepare", "--data", tmp_path / "data", "--database", "folder", "--store", store
-    )
+    line = "prepare --data {data} --database folder --store {store}"
+    assert "--overwrite" in wrong(capsys, line, data=tmp_path / "data", store=store)
+
+
+PREDICT = "predict {onset} {apex} --weights {weights} --device cpu"
 
 
 @pytest.mark.parametrize(
@@ -332,78 +270,45 @@ def test_weights_that_are_none(content, pair, capsys, tmp_path):
     path = tmp_path / "some.safetensors"
     if content is not None:
         path.write_bytes(content)
-    assert "some.safetensors" in wrong(
-        capsys, "predict", *pair, "--weights", path, "--device", "cpu"
-    )
+    assert "some.safetensors" in wrong(capsys, PREDICT, onset=pair[0], apex=pair[1], weights=path)
 
 
 def test_text_named_jpg(home, pair, capsys, tmp_path):
     (tmp_path / "face.jpg").write_text("I am a text")
+    weights = home / "weights.safetensors"
     for bad in (tmp_path / "face.jpg", tmp_path / "none.jpg", tmp_path):
-        for frames in ((bad, pair[1]), (pair[0], bad)):
-            assert str(bad) in wrong(
-                capsys,
-                "predict",
-                *frames,
-                "--weights",
-                home / "weights.safetensors",
-                "--device",
-                "cpu",
-            )
+        for onset, apex in ((bad, pair[1]), (pair[0], bad)):
+            assert str(bad) in wrong(capsys, PREDICT, onset=onset, apex=apex, weights=weights)
 
 
 def test_pictures_that_are_no_pair(home, pair, capsys, tmp_path):
-    weights = ["--weights", home / "weights.safetensors", "--device", "cpu"]
-    cv2.imwrite(f"{tmp_path}/gray.png", np.full((240, 320, 3), 128, np.uint8))
-    cv2.imwrite(
-        f"{tmp_path}/noise.png",
-        np.random.default_rng(0).integers(0, 255, (240, 320, 3), dtype=np.uint8),
-    )
-    assert "want one size" in wrong(capsys, "predict", pair[0], tmp_path / "gray.png", *weights)
-    assert "same picture" in wrong(capsys, "predict", pair[0], pair[0], *weights)
-    assert "gray.png" in wrong(
-        capsys, "predict", tmp_path / "gray.png", tmp_path / "noise.png", *weights
-    )
+    gray, noise = tmp_path / "gray.png", tmp_path / "noise.png"
+    values = np.random.default_rng(0).integers(0, 255, (240, 320, 3), dtype=np.uint8)
+    cv2.imwrite(str(gray), np.full((240, 320, 3), 128, np.uint8))
+    cv2.imwrite(str(noise), values)
+
+    def answer(onset, apex):
+        return wrong(capsys, PREDICT, onset=onset, apex=apex, weights=home / "weights.safetensors")
+
+    assert "want one size" in answer(pair[0], gray)
+    assert "same picture" in answer(pair[0], pair[0])
+    assert "gray.png" in answer(gray, noise)
 
 
-def test_results_into_nowhere(home, pair, capsys, tmp_path):
-    for flag, path in (
-        ("--json", tmp_path / "no/why.json"),
-        ("--picture", tmp_path / "no/why.png"),
-        ("--picture", tmp_path / "why.xyz"),
-    ):
-        assert (
-            main(
-                [
-                    "predict",
-                    *map(str, pair),
-                    "--weights",
-                    f"{home}/weights.safetensors",
-                    "--device",
-                    "cpu",
-                    flag,
-                    str(path),
-                ]
-            )
-            == 2
-        )
-        assert capsys.readouterr().err.startswith("frl-dgt: ")
+@pytest.mark.parametrize(
+    "more", ["--json {no}/why.json", "--picture {no}/why.png", "--picture {no}.xyz"]
+)
+def test_results_into_nowhere(home, pair, capsys, tmp_path, more):
+    paths = dict(onset=pair[0], apex=pair[1], weights=home / "weights.safetensors")
+    assert run(f"{PREDICT} {more}", **paths, no=tmp_path / "no") == 2
+    assert capsys.readouterr().err.startswith("frl-dgt: ")
 
 
 def test_debug_shows_the_traceback(monkeypatch, tmp_path):
     monkeypatch.setenv("FRL_DGT_DEBUG", "1")
+    line = "prepare --data {out}/nowhere --database folder --store {out}/store"
     with pytest.raises(ValueError):
-        main(
-            [
-                "prepare",
-                "--data",
-                f"{tmp_path}/nowhere",
-                "--database",
-                "folder",
-                "--store",
-                f"{tmp_path}/store",
-            ]
-        )
+        run(line, out=tmp_path)
 
 
 def test_our_own_mistakes_are_not_hidden(monkeypatch):
@@ -435,210 +340,117 @@ def test_interrupted(monkeypatch, capsys):
 
 
 def test_loso_writes_all_of_a_run(finished):
-    status, run = finished
+    status, out = finished
     assert status == 0
-    assert {"config.json", "folds", "predictions.parquet", "report.json", "report.html"} <= {
-        path.name for path in run.iterdir()
-    }
-    report, table = (
-        json.loads((run / "report.json").read_text()),
-        pd.read_parquet(run / "predictions.parquet"),
-    )
-    assert (
-        report["selection"] == "last"
-        and report["n_clips"] == len(table) == 12
-        and report["n_subjects"] == 2
-        and set(report["oracle"]) == {"uf1", "uar"}
-    )
-    assert [one["clip"].endswith("/lost") for one in report["excluded"]] == [True] and report[
-        "excluded"
-    ][0]["reason"]
-    assert "lost" in (run / "report.html").read_text(encoding="utf-8")
+    wanted = {"config.json", "folds", "predictions.parquet", "report.json", "report.html"}
+    assert wanted <= {path.name for path in out.iterdir()}
+    report = json.loads((out / "report.json").read_text())
+    table = pd.read_parquet(out / "predictions.parquet")
+    assert report["selection"] == "last" and set(report["oracle"]) == {"uf1", "uar"}
+    assert report["n_clips"] == len(table) == 12 and report["n_subjects"] == 2
+    (lost,) = report["excluded"]
+    assert lost["clip"].endswith("/lost") and lost["reason"]
+    assert "lost" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def times_of(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
 def test_resume_trains_nothing_again(home, finished, capsys):
-    _, run = finished
-    before = {path: path.stat().st_mtime_ns for path in (run / "folds").iterdir()}
-    assert loso(home, run, "--resume") == 0
-    assert before == {path: path.stat().st_mtime_ns for path in (run / "folds").iterdir()}
-    assert (
-        f"UF1 {json.loads((run / 'report.json').read_text())['uf1']:.3f}" in capsys.readouterr().out
-    )
+    _, out = finished
+    before = times_of(out / "folds")
+    assert loso(home, out, "--resume") == 0
+    assert before == times_of(out / "folds")
+    report = json.loads((out / "report.json").read_text())
+    assert f"UF1 {report['uf1']:.3f}" in capsys.readouterr().out
 
 
 def test_runs_share_a_store(home, finished):
     store = default_store(home / "data", "folder", finished[1])
-    assert (store / "index.parquet").exists() and store == default_store(
-        f"{home}/data/../data", "folder", home / "other"
-    )
-    assert store != default_store(home / "data2", "folder", finished[1]) and store != default_store(
-        home / "data", "casme2", finished[1]
-    )
+    assert (store / "index.parquet").exists()
+    assert store == default_store(f"{home}/data/../data", "folder", home / "other")
+    assert store != default_store(home / "data2", "folder", finished[1])
+    assert store != default_store(home / "data", "casme2", finished[1])
+
+
+def probabilities(result):
+    return json.loads(result.read_text())["probabilities"]
 
 
 def test_predict_goes_the_way_of_the_run(finished, pair, capsys, tmp_path):
     "From raw frames, the model of a fold gives the probabilities that the run has stored for that clip."
-    _, run = finished
-    row = pd.read_parquet(run / "predictions.parquet").iloc[0]
-    weights = run / "folds" / f"folder__{row.subject}.safetensors"
-    args = [
-        "predict",
-        *map(str, pair),
-        "--weights",
-        str(weights),
-        "--device",
-        "cpu",
-        "--json",
-        f"{tmp_path}/why.json",
-        "--picture",
-        f"{tmp_path}/why.png",
-    ]
-    assert main(args) == 0
-    result, said = json.loads((tmp_path / "why.json").read_text()), capsys.readouterr().out
+    _, out = finished
+    row = pd.read_parquet(out / "predictions.parquet").iloc[0]
+    weights = out / "folds" / f"folder__{row.subject}.safetensors"
+    line = f"{PREDICT} --json {{here}}/why.json --picture {{here}}/why.png"
+    assert run(line, onset=pair[0], apex=pair[1], weights=weights, here=tmp_path) == 0
+    said, result = capsys.readouterr().out, json.loads((tmp_path / "why.json").read_text())
     for name, p in result["probabilities"].items():
         assert p == pytest.approx(row[f"p_{name}"], abs=2e-4) and f"{name:9} {p:.3f}" in said
-    assert sum(result["regions"].values()) == pytest.approx(1, abs=1e-2) and said.splitlines()[
-        0
-    ].startswith(result["prediction"])
+    assert sum(result["regions"].values()) == pytest.approx(1, abs=1e-2)
+    assert said.splitlines()[0].startswith(result["prediction"])
     assert cv2.imread(f"{tmp_path}/why.png").std() > 10
 
 
 def test_predict_goes_the_way_of_a_run_of_best(home, pair, tmp_path, monkeypatch):
     "The same, where the run has its displacements from a table and looks at both sides of the mirror."
     monkeypatch.setitem(TRAIN_PRESETS, "best", replace(TRAIN_PRESETS["best"], epochs=3))
-    assert (
-        main(
-            [
-                "loso",
-                "--data",
-                f"{home}/data",
-                "--database",
-                "folder",
-                "--device",
-                "cpu",
-                "--out",
-                f"{home}/best",
-            ]
-        )
-        == 0
-    )
+    assert run(PLAIN + "--device cpu", data=home / "data", out=home / "best") == 0
     row = pd.read_parquet(home / "best/predictions.parquet").iloc[0]
     weights = home / "best/folds" / f"folder__{row.subject}.safetensors"
-    assert (
-        main(
-            [
-                "predict",
-                *map(str, pair),
-                "--weights",
-                str(weights),
-                "--device",
-                "cpu",
-                "--json",
-                f"{tmp_path}/why.json",
-            ]
-        )
-        == 0
-    )
-    for name, p in json.loads((tmp_path / "why.json").read_text())["probabilities"].items():
+    paths = dict(onset=pair[0], apex=pair[1], weights=weights, json=tmp_path / "why.json")
+    assert run(PREDICT + " --json {json}", **paths) == 0
+    for name, p in probabilities(tmp_path / "why.json").items():
         assert p == pytest.approx(row[f"p_{name}"], abs=2e-4)
 
 
 def test_prepare_names_what_it_leaves_out(home, capsys, tmp_path):
-    args = [
-        "prepare",
-        "--data",
-        f"{home}/data",
-        "--database",
-        "folder",
-        "--store",
-        f"{tmp_path}/store",
-        "--workers",
-        "1",
-    ]
-    assert main(args) == 0
+    line = "prepare --data {data} --database folder --store {store} --workers 1"
+    paths = dict(data=home / "data", store=tmp_path / "store")
+    assert run(line, **paths) == 0
     out = capsys.readouterr().out
     assert out.startswith("12 clips of 2 subjects") and "1 excluded" in out and "/lost: " in out
-    assert main([*args, "--overwrite"]) == 0
+    assert run(line + " --overwrite", **paths) == 0
 
 
 def test_check_tells_and_its_status_can_be_acted_on(home, capsys, tmp_path):
-    assert main(["check", "folder", f"{home}/data", "--json", f"{tmp_path}/check.json"]) == 1
-    said, found = capsys.readouterr().out, json.loads((tmp_path / "check.json").read_text())
-    assert (
-        found["clips"] == 12
-        and found["subjects"] == 2
-        and sum(found["by_class"].values()) == 12
-        and "lost" in said
-    )
+    path = tmp_path / "check.json"
+    assert run("check folder {data} --json {path}", data=home / "data", path=path) == 1
+    said, found = capsys.readouterr().out, json.loads(path.read_text())
+    assert found["clips"] == 12 and found["subjects"] == 2
+    assert sum(found["by_class"].values()) == 12 and "lost" in said
     assert ["lost" in problem["clip_id"] for problem in found["problems"]] == [True]
-    assert main(["check", "folder", str(SAMPLES)]) == 0
-    assert (
-        main(["check", "casme2", str(SAMPLES)]) == 2 and "can't be used" in capsys.readouterr().out
-    )
+    assert run("check folder {data}", data=SAMPLES) == 0
+    assert run("check casme2 {data}", data=SAMPLES) == 2
+    assert "can't be used" in capsys.readouterr().out
 
 
 def test_compare_two_runs(home, finished, capsys, tmp_path):
-    _, run = finished
-    assert main(["compare", str(run), str(run)]) == 0
+    _, out = finished
+    assert run("compare {out} {out}", out=out) == 0
     assert "can't be told apart" in capsys.readouterr().out
-    assert "no finished run" in wrong(capsys, "compare", run, tmp_path)
+    assert "no finished run" in wrong(capsys, "compare {out} {other}", out=out, other=tmp_path)
 
 
 def test_inner_epochs_are_reported(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(TRAIN_PRESETS, "best", replace(TRAIN_PRESETS["best"], epochs=2))
-    for subject in ("s01", "s02", "s03"):
-        shutil.copytree(SAMPLES / "frames" / subject, tmp_path / "data/frames" / subject)
+    subjects, data, out = ["s01", "s02", "s03"], tmp_path / "data", tmp_path / "run"
+    for subject in subjects:
+        shutil.copytree(SAMPLES / "frames" / subject, data / "frames" / subject)
     clips = pd.read_csv(SAMPLES / "clips.csv", dtype=str)
-    clips[clips.subject.isin(["s01", "s02", "s03"])].to_csv(
-        tmp_path / "data/clips.csv", index=False
-    )
-    assert (
-        main(
-            [
-                "loso",
-                "--data",
-                f"{tmp_path}/data",
-                "--database",
-                "folder",
-                "--device",
-                "cpu",
-                "--out",
-                f"{tmp_path}/run",
-                "--inner",
-                "1",
-            ]
-        )
-        == 0
-    )
-    report, table = (
-        json.loads((tmp_path / "run/report.json").read_text()),
-        pd.read_parquet(tmp_path / "run/predictions.parquet"),
-    )
-    assert (
-        set(report["inner"]) == {"uf1", "uar"}
-        and report["selection"] == "last"
-        and table.inner_prediction.isin(range(3)).all()
-    )
+    clips[clips.subject.isin(subjects)].to_csv(data / "clips.csv", index=False)
+    assert run(PLAIN + "--device cpu --inner 1", data=data, out=out) == 0
+    report = json.loads((out / "report.json").read_text())
+    table = pd.read_parquet(out / "predictions.parquet")
+    assert set(report["inner"]) == {"uf1", "uar"} and report["selection"] == "last"
+    assert table.inner_prediction.isin(range(3)).all()
 
 
 def test_too_many_inner_subjects(home, capsys):
     "Two subjects leave one to train on: none can be held out, and the line says so."
-    assert "inner" in wrong(
-        capsys,
-        "loso",
-        "--data",
-        home / "data",
-        "--database",
-        "folder",
-        "--preset",
-        "tiny",
-        "--device",
-        "cpu",
-        "--out",
-        home / "inner",
-        "--inner",
-        "1",
-    )
+    line = PLAIN + "--preset tiny --device cpu --inner 1"
+    assert "inner" in wrong(capsys, line, data=home / "data", out=home / "inner")
 
 
 @pytest.fixture(scope="module")
@@ -648,35 +460,34 @@ def clip(home):
 
 
 def test_spot_prints_and_plots(clip, capsys, tmp_path):
-    assert main(["spot", str(clip), "--picture", f"{tmp_path}/curve.png"]) == 0
-    assert (
-        "apex at frame" in capsys.readouterr().out
-        and cv2.imread(f"{tmp_path}/curve.png").std() > 10
-    )
+    assert run("spot {clip} --picture {out}/curve.png", clip=clip, out=tmp_path) == 0
+    assert "apex at frame" in capsys.readouterr().out
+    assert cv2.imread(f"{tmp_path}/curve.png").std() > 10
     (tmp_path / "text.mp4").write_text("no video")
     for bad in (tmp_path / "text.mp4", tmp_path / "none.mp4", tmp_path):
-        assert str(bad) in wrong(capsys, "spot", bad)
+        assert str(bad) in wrong(capsys, "spot {bad}", bad=bad)
 
 
-def test_predict_from_a_video(home, clip, capsys, tmp_path):
-    frames = [
-        cv2.imread(str(path)) for path in sorted(clip.iterdir(), key=lambda path: int(path.stem))
-    ]
-    video = cv2.VideoWriter(
-        f"{tmp_path}/my clip.avi", cv2.VideoWriter_fourcc(*"MJPG"), 50, frames[0].shape[1::-1]
-    )
+def write_video(path, folder):
+    "The frames of a folder as a video."
+    files = sorted(folder.iterdir(), key=lambda path: int(path.stem))
+    frames = [cv2.imread(str(file)) for file in files]
+    codec, size = cv2.VideoWriter_fourcc(*"MJPG"), frames[0].shape[1::-1]
+    video = cv2.VideoWriter(str(path), codec, 50, size)
     for frame in frames:
         video.write(frame)
     video.release()
-    args = ["predict", "--weights", f"{home}/weights.safetensors", "--device", "cpu"]
-    assert (
-        main([*args, "--video", f"{tmp_path}/my clip.avi", "--json", f"{tmp_path}/why.json"]) == 0
-    )
-    assert "apex at frame" in capsys.readouterr().out and sum(
-        json.loads((tmp_path / "why.json").read_text())["probabilities"].values()
-    ) == pytest.approx(1, abs=1e-3)
-    for more in ([], [str(clip)], ["--video", f"{tmp_path}/my clip.avi", str(clip), str(clip)]):
-        assert "ONSET and APEX" in wrong(capsys, *args, *more)
+
+
+def test_predict_from_a_video(home, clip, capsys, tmp_path):
+    write_video(tmp_path / "my clip.avi", clip)
+    line = "predict --weights {home}/weights.safetensors --device cpu "
+    paths = dict(home=home, video=tmp_path / "my clip.avi", json=tmp_path / "why.json", clip=clip)
+    assert run(line + "--video {video} --json {json}", **paths) == 0
+    assert "apex at frame" in capsys.readouterr().out
+    assert sum(probabilities(paths["json"]).values()) == pytest.approx(1, abs=1e-3)
+    for more in ("", "{clip}", "--video {video} {clip} {clip}"):
+        assert "ONSET and APEX" in wrong(capsys, line + more, **paths)
 
 
 def test_a_curve_in_a_line():
@@ -688,42 +499,25 @@ def test_a_curve_in_a_line():
 
 
 def test_composite_from_the_archives_to_the_report(tmp_path, monkeypatch):
-    "Sheets and folders of three databases, one run, part scores; SMIC's apexes are spotted, the others' are the coders'."
+    "Sheets and folders of three databases, one run, scores of parts; SMIC's apexes are spotted, the others' are coded."
     import archives
 
-    faces = [
-        path.read_bytes()
-        for path in sorted((SAMPLES / "frames/s03/c1").iterdir(), key=lambda path: int(path.stem))
-    ]
+    files = sorted((SAMPLES / "frames/s03/c1").iterdir(), key=lambda path: int(path.stem))
     made = archives.make_composite(
-        tmp_path / "data", official=False, frames=len(faces), pictures=faces
+        tmp_path / "data",
+        official=False,
+        frames=len(files),
+        pictures=[path.read_bytes() for path in files],
     )
     monkeypatch.setitem(TRAIN_PRESETS, "best", replace(TRAIN_PRESETS["best"], epochs=1))
-    assert (
-        main(
-            [
-                "loso",
-                "--data",
-                f"{tmp_path}/data",
-                "--database",
-                "composite",
-                "--spot",
-                "missing",
-                "--device",
-                "cpu",
-                "--out",
-                f"{tmp_path}/run",
-            ]
-        )
-        == 0
-    )
+    line = "loso --data {data} --database composite --spot missing --device cpu --out {out}"
+    assert run(line, data=tmp_path / "data", out=tmp_path / "run") == 0
+
     table = pd.read_parquet(tmp_path / "run/predictions.parquet").set_index("clip_id")
-    assert table.label.to_dict() == made.labels and set(
-        json.loads((tmp_path / "run/report.json").read_text())["per_database"]
-    ) == {"casme2", "samm", "smic"}
-    index = pd.read_parquet(next((tmp_path / "stores").glob("*-spotted-missing/index.parquet")))
-    assert index.groupby("database").apex_source.unique().map(list).to_dict() == {
-        "casme2": ["labelled"],
-        "samm": ["labelled"],
-        "smic": ["spotted"],
-    }
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert table.label.to_dict() == made.labels
+    assert set(report["per_database"]) == {"casme2", "samm", "smic"}
+
+    (path,) = (tmp_path / "stores").glob("*-spotted-missing/index.parquet")
+    sources = pd.read_parquet(path).groupby("database").apex_source.unique().map(list).to_dict()
+    assert sources == {"casme2": ["labelled"], "samm": ["labelled"], "smic": ["spotted"]}

@@ -35,8 +35,8 @@ from frl_dgt_nb.model.magnify import (
 from frl_dgt_nb.model.warp import from_motion, magnify
 from frl_dgt_nb.simulate.actions import random_actions
 from frl_dgt_nb.simulate.heads import random_person
-from frl_dgt_nb.simulate.render import Studio, can_render
 from frl_dgt_nb.simulate.magnified import render_magnified
+from frl_dgt_nb.simulate.render import Studio, can_render
 from frl_dgt_nb.training.fold import check_fit, train_fold
 from frl_dgt_nb.training.precomputed import magnified_apexes
 from frl_dgt_nb.training.sampling import FoldData, PairSource, draw_enlargements, fold_generator
@@ -466,7 +466,8 @@ def test_only_training_pairs_are_magnified(tmp_path):
 
 
 def test_nothing_changes_without_it(tmp_path):
-    "The batches of a fold are those of the same fold with magnification, but for the apexes that are magnified; the first batch's draws come first."
+    """The batches of a fold are those of the same fold with magnification, but for the apexes that are magnified; the
+    first batch's draws come first."""
     store = toy_store(tmp_path / "toy")
     size = store.settings["size"]
     zeros = torch.zeros(len(store), 2, size, size, 3, dtype=torch.uint8)

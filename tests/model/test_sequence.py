@@ -169,7 +169,8 @@ def test_evaluation_ignores_the_company_and_knows_the_order():
         for a, b in zip(whole, alone):
             torch.testing.assert_close(a[2:3], b, atol=1e-5, rtol=1e-4)
         assert (model(frames[:, [0, 3, 2, 1]], boxes).logits - whole.logits).abs().max() > 1e-4
-        model.temporal_fusion.position.zero_()  # without a place, and with Lin as it starts, the order of the pairs is lost
+        # without a place, and with Lin as it starts, the order of the pairs is lost
+        model.temporal_fusion.position.zero_()
         model.temporal_fusion.fusion.mix.fill_(1 / 3)
         torch.testing.assert_close(
             model(frames[:, [0, 3, 2, 1]], boxes).logits,
@@ -182,8 +183,8 @@ def test_evaluation_ignores_the_company_and_knows_the_order():
 def test_displacements_alone_need_no_frames():
     config = replace(SMALL, sees=("displacement",))
     frames, boxes = batch()
-    for config in (config, replace(config, module="given")):
-        model = make(config).eval()
+    for variant in (config, replace(config, module="given")):
+        model = make(variant).eval()
         with torch.no_grad():
             torch.testing.assert_close(
                 model(None, boxes, moves()).logits, model(frames, boxes, moves()).logits
@@ -305,7 +306,7 @@ def test_it_learns_what_only_the_order_tells():
 
 
 def test_with_two_frames_time_has_nothing_to_say():
-    "One token attends to itself: all weights are one, and what asks and what is asked (queries and keys) get no gradient"
+    "One token attends to itself: all weights are one, and queries and keys get no gradient."
     model = make(replace(SMALL, gradient_scale=1.0), steps=2).train()
     output = model(*batch(steps=2))
     assert (output.temporal_weights == 1).all()

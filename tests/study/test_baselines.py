@@ -1,4 +1,4 @@
-"""LBP-TOP and Bi-WOOF against scikit-image and plain loops; baselines through the folds: independence, resume, files like those of any run."""
+"""LBP-TOP and Bi-WOOF against scikit-image and plain loops; baselines through folds: independence, resume, files."""
 
 import json
 import math
@@ -76,7 +76,7 @@ def test_codes_are_those_of_skimage(plane, points, radius):
     ],
 )
 def test_ellipse(plane, steps):
-    "With 4 neighbours and whole radii nothing is interpolated: each bit is a comparison with the volume moved by whole voxels."
+    "With 4 neighbours and whole radii nothing is interpolated: each bit compares with the volume moved by voxels."
     volume = random_volume().astype(int)
     wanted = sum(
         (np.roll(volume, [-sign * step for step in steps[p % 2]], (0, 1, 2)) >= volume).astype(int)
@@ -391,7 +391,7 @@ def settings_of(store, name, **changed):
 
 @pytest.mark.parametrize("name", ["bi-woof", "ststnet"])
 def test_a_fold_knows_nothing_of_its_test_clips(store, name):
-    "Whatever these clips look like and whatever their labels are: not a weight changes. Anybody else's clips do change it."
+    "Whatever these clips look like and whatever their labels are, no weight changes. Anybody else's clips do."
     inputs, index, told = clip_inputs(store, name), store.index.copy(), settings_of(store, name)
     before, test, _ = fit_fold(inputs, index, "toy/01", told)
     assert index.clip_id[test.tolist()].str.startswith("toy/01/").all() and len(test) == 3
@@ -436,7 +436,7 @@ def test_inner_report(store, tmp_path):
 
 
 def test_inputs_are_of_the_clip_alone(store):
-    "Nothing that passes from one clip to another, such as a mean over all: each clip by itself is what it is among the others."
+    "Nothing passes from one clip to another, such as a mean over all: each clip alone is what it is among the others."
     for name in BASELINES:
         inputs = clip_inputs(store, name)
         one = toy_part(store, 4)
@@ -455,7 +455,7 @@ def toy_part(store, i):
 
 
 def test_stopped_and_resumed(store, tmp_path, monkeypatch):
-    "The second fold fails; resumed, the first is kept, inputs aren't computed again, and the end is that of a run never stopped."
+    "The second fold fails; resumed, the first is kept, inputs aren't computed again, and the end is the same."
     whole = run_baseline(
         store, tmp_path / "whole", "ststnet", progress=False, device="cpu", **BRIEF["ststnet"]
     )
@@ -587,7 +587,7 @@ def test_flow_pictures_without_frames(store, tmp_path):
 
 
 def test_flow_of_a_known_motion(tmp_path):
-    "A texture moved by one pixel, to the right in one clip and down in the other; no strain; scaled, one is one again; without the drift of the head, nothing."
+    "A texture moved by one pixel, right in one clip and down in the other: no strain, and without drift nothing."
     store = toy_store(tmp_path / "store", subjects=2, clips=1, frames=4, size=64)
     rows, columns = np.mgrid[:80, :80]
     texture = (

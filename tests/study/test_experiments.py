@@ -1,4 +1,4 @@
-"""Experiments that are stopped, resumed, refused and finished; rows that hold what the tables of the paper name."""
+"""Experiments that are stopped, resumed, refused and finished."""
 
 import json
 import shutil
@@ -16,28 +16,25 @@ from frl_dgt_nb.data.store import FaceStore
 from frl_dgt_nb.model.config import PRESETS
 from frl_dgt_nb.model.sequence import SEQUENCE_PRESETS
 from frl_dgt_nb.study import experiments
-from frl_dgt_nb.study.ablations import TABLE2, VARIANTS, variant
-from frl_dgt_nb.study.baselines import BASELINES, ELSEWHERE, PUBLISHED, baseline_settings
 from frl_dgt_nb.study.experiments import (
+    Table,
     check_rows,
     choose_rows,
-    preset_configs,
-    row_names,
     run_experiment,
     run_rows,
     run_table,
     run_table2,
     run_table3,
-    table1_rows,
-    table2_rows,
-    table3_rows,
 )
+from frl_dgt_nb.study.published import TABLE2
+from frl_dgt_nb.study.rows import ExperimentSettings, table1_rows, table2_rows
 from frl_dgt_nb.study.tables import Row, score_rows
 from frl_dgt_nb.training import loso
 from frl_dgt_nb.training.settings import SEQUENCE_TRAIN_PRESETS, TRAIN_PRESETS
 
 torch.set_num_threads(1)
-BRIEF, HOW = replace(FOUR, epochs=1), dict(device="cpu", threads=1, progress=False)
+BRIEF = replace(FOUR, epochs=1)
+SETTINGS = ExperimentSettings("tiny", flow="dis", device="cpu", threads=1, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -47,69 +44,73 @@ def store(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch):
-    monkeypatch.setattr(
-        "frl_dgt_nb.study.tables.figure_png", lambda *args, **more: b"\x89PNG"
-    )  # test_tables looks at pictures
+    "test_tables looks at pictures."
+    monkeypatch.setattr("frl_dgt_nb.study.tables.figure_png", lambda *args, **more: b"\x89PNG")
+
+
+def three_rows(store):
+    rows = table2_rows(store, SETTINGS, (SMALL, BRIEF))
+    return [row for row in rows if row.name in ("M4", "M6", "M9")]
 
 
 @pytest.fixture
 def rows(store):
     "Three rows of Table 2 that take a second."
-    return [
-        row
-        for row in table2_rows(store, SMALL, BRIEF, "dis", **HOW)
-        if row.name in ("M4", "M6", "M9")
-    ]
-
-
-@pytest.fixture
-def copied(rows, whole):
-    "The same rows, which take their runs from there."
-    return [
-        replace(row, run=lambda folder, name=row.name: shutil.copytree(whole / name, folder))
-        for row in rows
-    ]
+    return three_rows(store)
 
 
 @pytest.fixture(scope="module")
 def whole(store, tmp_path_factory):
     "The same rows, never interrupted."
     out = tmp_path_factory.mktemp("whole")
-    run_rows(
-        [
-            row
-            for row in table2_rows(store, SMALL, BRIEF, "dis", **HOW)
-            if row.name in ("M4", "M6", "M9")
-        ],
-        out,
-        progress=False,
-    )
+    run_rows(three_rows(store), out, progress=False)
     return out
+
+
+@pytest.fixture
+def copied(rows, whole):
+    "The same rows, which take their runs from there."
+
+    def copying(row):
+        return replace(row, run=lambda folder: shutil.copytree(whole / row.name, folder))
+
+    return [copying(row) for row in rows]
+
+
+def run_table_t(rows, out, names=None):
+    return run_table(Table("t", "T", rows), out, names, progress=False)
 
 
 def contents(out):
     "All that the rows left, but for seconds and logs."
-    told = {
-        path.relative_to(out): path.read_bytes()
-        for pattern in ("*/folds/*.safetensors", "*/predictions.parquet", "*/config.json")
-        for path in out.glob(pattern)
-    }
+    files = {}
+    for pattern in ("*/folds/*.safetensors", "*/predictions.parquet", "*/config.json"):
+        for path in out.glob(pattern):
+            files[path.relative_to(out)] = path.read_bytes()
     for path in [*out.glob("*/folds/*.json"), *out.glob("*/report.json")]:
-        told[path.relative_to(out)] = {
-            key: value for key, value in json.loads(path.read_text()).items() if key != "seconds"
-        }
-    return told
+        content = json.loads(path.read_text())
+        content.pop("seconds")
+        files[path.relative_to(out)] = content
+    return files
+
+
+def times(out):
+    return {
+        path: path.stat().st_mtime_ns
+        for path in out.glob("*/folds/*")
+        if path.with_suffix(".json").exists()
+    }
 
 
 def stop_after(monkeypatch, folds):
     "Ctrl-C while the next fold is stored."
-    whole, count = loso.save_fold, []
+    save_fold, saved = loso.save_fold, []
 
     def save(*args):
-        count.append(args)
-        if len(count) > folds:
+        saved.append(args)
+        if len(saved) > folds:
             raise KeyboardInterrupt
-        whole(*args)
+        save_fold(*args)
 
     monkeypatch.setattr(loso, "save_fold", save)
 
@@ -118,50 +119,37 @@ def test_stopped_and_given_again_it_ends_the_same(rows, whole, tmp_path, monkeyp
     "In the second fold of the second of three rows: M9 first, then M4 and M6."
     with monkeypatch.context() as patch:
         stop_after(patch, 4)
-        with pytest.raises(
-            KeyboardInterrupt,
-            match=r"stopped in row M4 \(1 folds so far\).*the same command goes on",
-        ):
-            run_table("t", rows, tmp_path, "T", progress=False)
-    table, left = pd.read_csv(tmp_path / "t.csv").set_index("row"), contents(tmp_path)
-    assert (
-        table.state.to_dict() == {"M4": "1 folds so far", "M6": "not started", "M9": "finished"}
-        and (tmp_path / "t.html").exists()
-    )
-    times = {
-        path: path.stat().st_mtime_ns
-        for path in tmp_path.glob("*/folds/*")
-        if path.with_suffix(".json").exists()
-    }
-    table = run_table("t", rows, tmp_path, "T", progress=False)
-    assert (
-        (table.state == "finished").all()
-        and contents(tmp_path) == contents(whole)
-        and left.items() <= contents(tmp_path).items()
-    )
-    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+        wanted = r"stopped in row M4 \(1 folds so far\).*the same command goes on"
+        with pytest.raises(KeyboardInterrupt, match=wanted):
+            run_table_t(rows, tmp_path)
+    states = pd.read_csv(tmp_path / "t.csv").set_index("row").state.to_dict()
+    assert states == {"M4": "1 folds so far", "M6": "not started", "M9": "finished"}
+    assert (tmp_path / "t.html").exists()
+    left, before = contents(tmp_path), times(tmp_path)
+    table = run_table_t(rows, tmp_path)
+    assert (table.state == "finished").all()
+    assert contents(tmp_path) == contents(whole)
+    assert left.items() <= contents(tmp_path).items()
+    assert before.items() <= times(tmp_path).items()
 
 
 def test_finished_rows_are_not_run_again(rows, whole):
     def never(folder):
         raise AssertionError(folder)
 
-    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.parent.name != ""}
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     run_rows([replace(row, run=never) for row in rows], whole, progress=False)
-    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
 
 
 def test_some_rows_and_then_the_others(copied, whole, tmp_path):
-    table = run_table("t", copied, tmp_path, "T", names=["M9"], progress=False)
-    assert (
-        table.state.tolist() == ["not started", "not started", "finished"] and table.p.isna().all()
-    )
-    table = run_table("t", copied, tmp_path, "T", names=["M4"], progress=False)
-    assert (
-        table.state.tolist() == ["finished", "not started", "finished"]
-        and table.against.tolist()[0] == "M9"
-        and table.p.notna().tolist() == [True, False, False]
-    )
+    table = run_table_t(copied, tmp_path, ["M9"])
+    assert table.state.tolist() == ["not started", "not started", "finished"]
+    assert table.p.isna().all()
+    table = run_table_t(copied, tmp_path, ["M4"])
+    assert table.state.tolist() == ["finished", "not started", "finished"]
+    assert table.against.tolist()[0] == "M9"
+    assert table.p.notna().tolist() == [True, False, False]
     mine, theirs = (
         each.drop(columns="p_holm").iloc[[0, 2]] for each in (table, score_rows(copied, whole))
     )
@@ -169,28 +157,23 @@ def test_some_rows_and_then_the_others(copied, whole, tmp_path):
 
 
 @pytest.mark.parametrize("names", [None, ["M9"]])
-def test_a_folder_of_another_run_is_refused_before_anything_runs(
-    store, rows, whole, tmp_path, names
-):
-    other = [
-        replace(row, run=lambda folder: pytest.fail("was run"))
-        for row in table2_rows(store, SMALL, replace(BRIEF, epochs=7), "dis", seed=1, **HOW)
-    ]
+def test_a_folder_of_another_run_is_refused_before_anything_runs(store, whole, names):
+    other = table2_rows(store, replace(SETTINGS, seed=1), (SMALL, replace(BRIEF, epochs=7)))
+    other = [replace(row, run=lambda folder: pytest.fail("was run")) for row in other]
     before = contents(whole)
     with pytest.raises(ValueError) as error:
         run_rows(other, whole, names, progress=False)
-    assert (
-        f"{whole / 'M4'} holds a run with other settings: seed was 0, now 1; train.epochs was 1, now 7"
-        in str(error.value)
-        and "\n" not in str(error.value)
-    )
-    assert contents(whole) == before and not (whole / "M0").exists()
+    wanted = f"{whole / 'M4'} holds a run with other settings: seed was 0, now 1; train.epochs was 1, now 7"
+    assert wanted in str(error.value)
+    assert "\n" not in str(error.value)
+    assert contents(whole) == before
+    assert not (whole / "M0").exists()
 
 
-def test_a_folder_of_other_data_is_refused(rows, whole, tmp_path):
+def test_a_folder_of_other_data_is_refused(whole, tmp_path):
     other = toy_store(tmp_path / "store", subjects=3, seed=5)
     with pytest.raises(ValueError, match="data.checksum was 0, now 5"):
-        check_rows(table2_rows(other, SMALL, BRIEF, "dis", **HOW), whole)
+        check_rows(table2_rows(other, SETTINGS, (SMALL, BRIEF)), whole)
 
 
 def test_a_folder_with_a_broken_config_is_named(rows, tmp_path):
@@ -202,9 +185,8 @@ def test_a_folder_with_a_broken_config_is_named(rows, tmp_path):
 
 def test_rows_that_there_are_not(rows):
     quoted = [*rows, Row("EMRNet", "quoted")]
-    assert [row.name for row in choose_rows(quoted)] == ["M4", "M6", "M9"] and [
-        row.name for row in choose_rows(quoted, ["M9", "M4"])
-    ] == ["M4", "M9"]
+    assert [row.name for row in choose_rows(quoted)] == ["M4", "M6", "M9"]
+    assert [row.name for row in choose_rows(quoted, ["M9", "M4"])] == ["M4", "M9"]
     for names in (["M17"], ["M4", "m9"], ["EMRNet"]):
         with pytest.raises(ValueError, match="choose from M4, M6, M9"):
             choose_rows(quoted, names)
@@ -214,334 +196,182 @@ def test_a_row_that_fails_leaves_the_others_and_a_table(copied, whole, tmp_path)
     def fail(folder):
         raise ValueError("the loss is no longer finite")
 
-    broken = [
-        copied[0],
-        replace(copied[1], run=fail),
-        copied[2],
-    ]  # M9, with which the others are compared, goes first
+    m4, m6, m9 = copied  # M9, with which the others are compared, goes first
     with pytest.raises(ValueError, match="no longer finite"):
-        run_table("t", broken, tmp_path, "T", progress=False)
+        run_table_t([m4, replace(m6, run=fail), m9], tmp_path)
     assert pd.read_csv(tmp_path / "t.csv").state.tolist() == ["finished", "not started", "finished"]
-    run_table("t", copied, tmp_path, "T", progress=False)
+    run_table_t(copied, tmp_path)
     assert contents(tmp_path) == contents(whole)
 
 
 def test_the_table_grows_row_by_row(copied, tmp_path, monkeypatch):
-    seen = []
-    whole = experiments.write_table
-    monkeypatch.setattr(
-        experiments,
-        "write_table",
-        lambda table, *args: (seen.append((table.state == "finished").sum()), whole(table, *args)),
-    )
-    run_table("t", copied, tmp_path, "T", progress=False)
+    seen, write_table = [], experiments.write_table
+
+    def write(table, *args):
+        seen.append((table.state == "finished").sum())
+        write_table(table, *args)
+
+    monkeypatch.setattr(experiments, "write_table", write)
+    run_table_t(copied, tmp_path)
     assert seen == [0, 1, 2, 3]
 
 
 def test_rows_that_others_are_compared_with_come_first(copied, tmp_path):
     made = []
-    ordered = [
-        replace(row, run=lambda folder, row=row: (made.append(row.name), row.run(folder)))
-        for row in copied
-    ]
-    run_rows(ordered, tmp_path, progress=False)
+
+    def noting(row):
+        return replace(row, run=lambda folder: (made.append(row.name), row.run(folder)))
+
+    run_rows([noting(row) for row in copied], tmp_path, progress=False)
     assert made == ["M9", "M4", "M6"]
 
 
-def test_differences_are_those_of_the_runs(rows, whole):
-    table = score_rows(rows, whole).set_index("row")
-    for name in ("M4", "M6"):
-        reports = [json.loads((whole / each / "report.json").read_text()) for each in (name, "M9")]
-        assert table.difference[name] == pytest.approx(
-            reports[0]["uf1"] - reports[1]["uf1"]
-        ) and table.uar[name] == pytest.approx(reports[0]["uar"])
-        for part in ("toy", "play"):
-            assert table.loc[name, f"{part}_uf1"] == pytest.approx(
-                reports[0]["per_database"][part]["uf1"]
-            )
-    assert (
-        table.paper_uf1.to_dict() == {name: TABLE2[name]["full"][0] for name in ("M4", "M6", "M9")}
-        and table.paper_samm_uar["M6"] == TABLE2["M6"]["samm"][1]
+@pytest.mark.parametrize("name", ["M4", "M6"])
+def test_differences_are_those_of_the_runs(rows, whole, name):
+    row = score_rows(rows, whole).set_index("row").loc[name]
+    mine, reference = (
+        json.loads((whole / each / "report.json").read_text()) for each in (name, "M9")
     )
-
-
-@pytest.mark.parametrize("preset", ["paper", "tiny", "best"])
-def test_rows_of_table2_are_the_variants(store, preset):
-    made = {row.name: row for row in table2_rows(store, *preset_configs(preset), "tvl1", 3)}
-    assert set(made) == set(VARIANTS) - (set() if preset == "best" else {"M9-plain"}) and list(
-        made
-    )[:10] == [f"M{i}" for i in range(10)]
-    for name, row in made.items():
-        model, train = variant(name, PRESETS[preset], TRAIN_PRESETS[preset], "tvl1")
-        assert (
-            row.settings()["model"] == json.loads(json.dumps(vars(model)))
-            and row.settings()["train"] == json.loads(json.dumps(vars(train)))
-            and row.settings()["seed"] == 3
-        )
-    assert made["M3"].against == ("M9-plain" if preset == "best" else "M9") and all(
-        made[name].against == "M9" for name in made if name != "M3"
-    )
-
-
-def test_rows_of_table1_are_the_baselines_and_the_quoted(store):
-    made = {
-        row.name: row
-        for row in table1_rows(store, SMALL, BRIEF, "dis", device="cpu", progress=False)
-    }
-    run = {name for name, row in made.items() if row.run}
-    assert run == set(BASELINES) | {
-        f"{name}-steady" for name, one in BASELINES.items() if one.flow
-    } | {"M9"}
-    for name in BASELINES:
-        assert (
-            made[name].paper == {"full": PUBLISHED[name]}
-            and made[name].settings()["model"]["baseline"] == name
-        )
-    for name, (uf1, uar, why) in ELSEWHERE.items():
-        assert (
-            made[name].run is None
-            and tuple(made[name].paper["full"]) == (uf1, uar)
-            and "other data" in made[name].note
-            and why in made[name].note
-        )
-    assert (
-        all(not row.paper for name, row in made.items() if name.endswith("-steady"))
-        and made["M9"].paper == TABLE2["M9"]
-    )
-    for name in run & {
-        f"{name}{end}" for name, one in BASELINES.items() if one.flow for end in ("", "-steady")
-    }:
-        model = made[name].settings()["model"]
-        assert (
-            model["steady"] == name.endswith("-steady")
-            and model["flow"] == "dis"
-            and model
-            == baseline_settings(store, model["baseline"], "dis", model["steady"])["model"]
-        )
-    brief = {row.name: row for row in table1_rows(store, SMALL, BRIEF, brief=True)}
-    assert (
-        brief["ststnet"].settings()["train"]["epochs"] == 400
-        and "epochs 400" in brief["ststnet"].note
-        and "brief" not in made["ststnet"].note
-    )
+    assert row.difference == pytest.approx(mine["uf1"] - reference["uf1"])
+    assert row.uar == pytest.approx(mine["uar"])
+    for part in ("toy", "play"):
+        assert row[f"{part}_uf1"] == pytest.approx(mine["per_database"][part]["uf1"])
+    assert row.paper_uf1 == TABLE2[name]["full"][0]
+    assert row.paper_samm_uar == TABLE2[name]["samm"][1]
 
 
 def test_a_baseline_and_m9_in_one_table(store, tmp_path):
-    rows = table1_rows(store, SMALL, BRIEF, "dis", **HOW)
+    rows = table1_rows(store, SETTINGS, (SMALL, BRIEF))
     table = run_table(
-        "table1", rows, tmp_path, "T", names=["bi-woof", "M9"], progress=False
+        Table("table1", "T", rows), tmp_path, ["bi-woof", "M9"], progress=False
     ).set_index("row")
-    assert (
-        table.state["bi-woof"] == table.state["M9"] == "finished"
-        and table.state["EMRNet"] == "not run here"
-        and table.against["bi-woof"] == "M9"
-    )
+    assert table.state["bi-woof"] == table.state["M9"] == "finished"
+    assert table.state["EMRNet"] == "not run here"
+    assert table.against["bi-woof"] == "M9"
     page = (tmp_path / "table1.html").read_text()
-    assert all(f"<td>{row.name}</td>" in page for row in rows) and all(
-        f"{value:.3f}" in page for row in rows for value in row.paper.get("full", ())
-    )
+    for row in rows:
+        assert f"<td>{row.name}</td>" in page
+        assert all(f"{value:.3f}" in page for value in row.paper.get("full", ()))
 
 
-def test_experiments_share_m9(store, tmp_path, monkeypatch):
-    for presets, config in ((PRESETS, SMALL), (TRAIN_PRESETS, BRIEF)):
-        monkeypatch.setitem(presets, "tiny", config)
-    run_table2(store, tmp_path, "tiny", names=["M9"], **HOW)
+@pytest.fixture
+def toys(monkeypatch):
+    "The preset tiny is a toy's."
+    sequences = replace(SMALL, steps=10, sees=("apex", "displacement"))
+    monkeypatch.setitem(PRESETS, "tiny", SMALL)
+    monkeypatch.setitem(TRAIN_PRESETS, "tiny", BRIEF)
+    monkeypatch.setitem(SEQUENCE_PRESETS, "tiny", sequences)
+    monkeypatch.setitem(SEQUENCE_TRAIN_PRESETS, "tiny", replace(BRIEF, apex_jitter=0))
+
+
+def test_experiments_share_m9(store, tmp_path, toys):
+    run_table2(store, tmp_path, SETTINGS, ["M9"])
     before = contents(tmp_path)
-    said, paths = run_experiment(
-        "table1", {3: store}, tmp_path, "tiny", "dis", names=["bi-woof"], **HOW
-    )
-    assert (
-        before.items() <= contents(tmp_path).items()
-        and [path.name for path in paths] == ["table1.csv", "table1.html", "table1.png"]
-        and all(path.exists() for path in paths)
-    )
-    assert "bi-woof" in said and "EMRNet" in said and "to M9" in said and "not run here" in said
-
-
-@pytest.mark.parametrize("classes", [3, 4, 5])
-def test_rows_of_table3(store, classes):
-    rows = table3_rows(store, store, classes, "paper")
-    pairs, sequences, *quoted = rows
-    names = {3: ("M9", []), 4: ("FRL-DGT-4", ["STRCN-A-4"]), 5: ("FRL-DGT-5", ["ELRCN-5"])}[classes]
-    assert (
-        pairs.name == names[0]
-        and sequences.against == pairs.name
-        and [row.name for row in quoted] == names[1]
-        and all(row.run is None for row in quoted)
-    )
-    assert (
-        sequences.settings()["train"]["batch_size"] == 5
-        and sequences.settings()["model"]["steps"] == 10
-        and pairs.settings()["model"].get("steps", 0) == 0
-    )
-    assert (
-        pairs.settings()["model"]["classes"] == sequences.settings()["model"]["classes"] == classes
-    )
-    assert bool(pairs.paper) == (classes != 3) and ("3" in pairs.note) == (classes == 3)
-    if classes == 4:
-        assert pairs.paper["full"] == (0.750, 0.732, 0.780) and sequences.paper["full"] == (
-            0.562,
-            0.549,
-            0.643,
-        )
-
-
-@pytest.mark.parametrize("preset", ["best", "paper"])
-def test_names_are_known_without_faces(store, preset):
-    configs = preset_configs(preset)
-    for name, rows in {
-        "table1": table1_rows(store, *configs),
-        "table2": table2_rows(store, *configs),
-        "table3": table3_rows(store, store, 3, preset),
-    }.items():
-        assert row_names(name, preset) == [row.name for row in rows if row.run]
-    assert row_names("figures") == row_names("sensitivity") == []
+    text, paths = run_experiment("table1", {3: store}, tmp_path, SETTINGS, ["bi-woof"])
+    assert before.items() <= contents(tmp_path).items()
+    assert [path.name for path in paths] == ["table1.csv", "table1.html", "table1.png"]
+    assert all(path.exists() for path in paths)
+    assert all(words in text for words in ("bi-woof", "EMRNet", "to M9", "not run here"))
 
 
 def test_names_and_presets_that_there_are_not(store, tmp_path):
     with pytest.raises(
         ValueError, match="choose from table1, table2, table3, sensitivity, figures"
     ):
-        run_experiment("table4", {3: store}, tmp_path)
+        run_experiment("table4", {3: store}, tmp_path, SETTINGS)
     for preset in ("huge", "flow"):
         with pytest.raises(ValueError, match="choose from paper, tiny, best"):
-            run_table2(store, tmp_path, preset)
+            run_table2(store, tmp_path, replace(SETTINGS, preset=preset))
     assert not list(tmp_path.iterdir())
-
-
-def test_how_the_folds_are_run_is_passed_on(store, monkeypatch):
-    "Workers and device are no settings: a row may go on with others."
-    made, asked = {}, {}
-    monkeypatch.setattr(
-        experiments, "run_loso", lambda store, folder, **settings: asked.update(settings)
-    )
-    for workers in (1, 2):
-        made[workers] = next(
-            row
-            for row in table2_rows(store, SMALL, BRIEF, "dis", workers=workers, device="cpu")
-            if row.name == "M9"
-        )
-    made[2].run("somewhere")
-    assert (
-        asked["workers"] == 2
-        and asked["device"] == "cpu"
-        and asked["resume"]
-        and made[1].settings() == made[2].settings()
-    )
 
 
 def test_a_row_is_a_run_like_any_other(store, whole, tmp_path):
     "What the row's folder holds is what run_loso makes with the same settings."
-    loso.run_loso(store, tmp_path / "M9", model_config=SMALL, train_config=BRIEF, **HOW)
-    theirs = contents(tmp_path)
-    assert theirs and theirs == {
-        path: value for path, value in contents(whole).items() if path.parts[0] == "M9"
-    }
+    configs = {"model_config": SMALL, "train_config": BRIEF}
+    loso.run_loso(store, tmp_path / "M9", **configs, device="cpu", threads=1, progress=False)
+    theirs = {path: value for path, value in contents(whole).items() if path.parts[0] == "M9"}
+    assert theirs
+    assert contents(tmp_path) == theirs
 
 
 @pytest.fixture
-def toys(monkeypatch):
-    "The preset tiny is a toy's."
-    for presets, config in (
-        (PRESETS, SMALL),
-        (TRAIN_PRESETS, BRIEF),
-        (SEQUENCE_PRESETS, replace(SMALL, steps=10, sees=("apex", "displacement"))),
-        (SEQUENCE_TRAIN_PRESETS, replace(BRIEF, apex_jitter=0)),
-    ):
-        monkeypatch.setitem(presets, "tiny", config)
-
-
-def test_table3_makes_its_sequences(store, tmp_path, toys):
+def own_store(store, tmp_path):
+    "A copy that sequences may be put beside."
     shutil.copytree(store.path, tmp_path / "store")
-    table = run_table3(
-        {3: FaceStore(tmp_path / "store")}, tmp_path / "out", "tiny", **HOW
-    ).set_index("row")
-    assert (
-        table.state.to_dict() == {"M9": "finished", "FRL-DGT-S-3": "finished"}
-        and table.against["FRL-DGT-S-3"] == "M9"
-        and table.p.notna()["FRL-DGT-S-3"]
-    )
-    assert (
-        table.paper_uf1.isna().all()
-        and table.note.str.contains("3").all()
-        and (tmp_path / "store-10frames/index.parquet").exists()
-    )
+    return FaceStore(tmp_path / "store")
 
 
-def test_four_classes_are_not_compared_with_three(store):
-    "With M9 of another table in the same folder they once were, and that folder has other clips."
-    for classes in (3, 4, 5):
-        rows = [row for row in table3_rows(store, store, classes, "tiny") if row.run]
-        assert {row.against for row in rows} == {rows[0].name} and rows[0].name.endswith(
-            f"-{classes}"
-        ) == (classes != 3)
+def test_table3_makes_its_sequences(own_store, tmp_path, toys):
+    table = run_table3({3: own_store}, tmp_path / "out", SETTINGS).set_index("row")
+    assert table.state.to_dict() == {"M9": "finished", "FRL-DGT-S-3": "finished"}
+    assert table.against["FRL-DGT-S-3"] == "M9"
+    assert table.p.notna()["FRL-DGT-S-3"]
+    assert table.paper_uf1.isna().all()
+    assert table.note.str.contains("3").all()
+    assert (tmp_path / "store-10frames/index.parquet").exists()
 
 
-def test_sensitivity_and_figures_ask_m9(store, tmp_path, toys, monkeypatch):
-    asked = {}
+def test_sensitivity_asks_m9(store, tmp_path, toys, monkeypatch):
+    asked = []
+    columns = {
+        "moment": ["labelled"],
+        "share": [0.0],
+        "direction": [""],
+        "moved": [0.0],
+        "frames": [0.0],
+    }
+    for score, published in (("uf1", 0.919), ("uar", 0.903)):
+        columns |= {f"{score}{end}": [0.5] for end in ("", "_low", "_high")} | {
+            f"paper_{score}": [published]
+        }
 
-    def say(name, value):
-        return lambda store, run, *args, **more: asked.update({name: run}) or value
+    def shift(store, run, **more):
+        asked.append(run)
+        return pd.DataFrame(columns)
 
-    scored = pd.DataFrame(
-        {"moment": ["labelled"], "share": [0.0], "direction": [""], "moved": [0.0], "frames": [0.0]}
-        | {f"{score}{end}": [0.5] for score in ("uf1", "uar") for end in ("", "_low", "_high")}
-        | {"paper_uf1": [0.919], "paper_uar": [0.903]}
-    )
-    monkeypatch.setattr(experiments, "shift_sensitivity", say("sensitivity", scored))
-    said, paths = run_experiment("sensitivity", {3: store}, tmp_path, "tiny", **HOW)
-    assert (
-        asked == {"sensitivity": tmp_path / "M9"}
-        and (tmp_path / "M9/report.json").exists()
-        and ".919" in paths[1].read_text()
-        and "CASME II (paper)" in paths[1].read_text()
-    )
+    monkeypatch.setattr(experiments, "shift_sensitivity", shift)
+    _, paths = run_experiment("sensitivity", {3: store}, tmp_path, SETTINGS)
+    assert asked == [tmp_path / "M9"]
+    assert (tmp_path / "M9/report.json").exists()
+    page = paths[1].read_text()
+    assert ".919" in page
+    assert "CASME II (paper)" in page
+
+
+def test_figures_ask_m9(store, tmp_path, toys, monkeypatch):
+    asked = []
     (tmp_path / "figures").mkdir()
-    (tmp_path / "figures/figure8.png").write_bytes(b"\x89PNG8")
+    picture = tmp_path / "figures/figure8.png"
+    picture.write_bytes(b"\x89PNG8")
+
+    def write_figures(store, run, out, progress):
+        asked.append(run)
+        return [picture, tmp_path / "figures/figures.html"]
+
+    agreement = pd.DataFrame({"value": [0.1], "low": [0.0], "high": [0.2]}, index=["weight"])
+    monkeypatch.setattr(experiments, "write_figures", write_figures)
     monkeypatch.setattr(
-        experiments,
-        "write_figures",
-        say("figures", [tmp_path / "figures/figure8.png", tmp_path / "figures/figures.html"]),
+        experiments, "occlusion_table", lambda store, run, progress: asked.append(run)
     )
-    monkeypatch.setattr(experiments, "occlusion_table", say("occlusion", None))
-    monkeypatch.setattr(
-        experiments,
-        "agreement_table",
-        lambda table: pd.DataFrame({"value": [0.1], "low": [0.0], "high": [0.2]}, index=["weight"]),
-    )
+    monkeypatch.setattr(experiments, "agreement_table", lambda table: agreement)
     monkeypatch.setattr(experiments, "plot_occlusion", lambda store, table: None)
-    said, paths = run_experiment("figures", {3: store}, tmp_path, "tiny", **HOW)
-    assert (
-        set(asked.values()) == {tmp_path / "M9"}
-        and b64encode(b"\x89PNG8").decode() in paths[1].read_text()
-        and "weight" in said
-        and pd.read_csv(paths[0]).value.tolist() == [0.1]
-    )
+    text, paths = run_experiment("figures", {3: store}, tmp_path, SETTINGS)
+    assert asked == [tmp_path / "M9", tmp_path / "M9"]
+    assert b64encode(b"\x89PNG8").decode() in paths[1].read_text()
+    assert "weight" in text
+    assert pd.read_csv(paths[0]).value.tolist() == [0.1]
 
 
-def test_fewer_epochs_everywhere(store, tmp_path, toys):
+def test_fewer_epochs_everywhere(own_store, tmp_path, toys, monkeypatch):
     "Pairs and sequences; the page says so, and a run with others isn't mixed with these."
-    TRAIN_PRESETS["tiny"], SEQUENCE_TRAIN_PRESETS["tiny"] = (
-        replace(BRIEF, epochs=3),
-        replace(BRIEF, epochs=3, apex_jitter=0),
-    )  # `toys` takes it back
-    shutil.copytree(store.path, tmp_path / "store")
-    said, paths = run_experiment(
-        "table3", {3: FaceStore(tmp_path / "store")}, tmp_path / "out", "tiny", epochs=1, **HOW
-    )
+    monkeypatch.setitem(TRAIN_PRESETS, "tiny", replace(BRIEF, epochs=3))
+    monkeypatch.setitem(SEQUENCE_TRAIN_PRESETS, "tiny", replace(BRIEF, epochs=3, apex_jitter=0))
+    stores, out = {3: own_store}, tmp_path / "out"
+    _, paths = run_experiment("table3", stores, out, replace(SETTINGS, epochs=1))
     for row in ("M9", "FRL-DGT-S-3"):
-        assert (
-            json.loads((tmp_path / "out" / row / "config.json").read_text())["train"]["epochs"] == 1
-        )
+        assert json.loads((out / row / "config.json").read_text())["train"]["epochs"] == 1
     assert "Preset tiny, epochs 1, seed 0" in paths[1].read_text()
     for name in ("table1", "table2", "table3", "sensitivity", "figures"):
+        names = ["M9"] if "table" in name else None
         with pytest.raises(ValueError, match="epochs.*choose another --out"):
-            run_experiment(
-                name,
-                {3: FaceStore(tmp_path / "store")},
-                tmp_path / "out",
-                "tiny",
-                names=["M9"] if "table" in name else None,
-                epochs=2,
-                **HOW,
-            )
+            run_experiment(name, stores, out, replace(SETTINGS, epochs=2), names)

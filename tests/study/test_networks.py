@@ -13,7 +13,7 @@ from frl_dgt_nb.study.networks import (
     NETWORKS,
     RCNA,
     CapsuleNet,
-    Network,
+    Recipe,
     OFFApexNet,
     STSTNet,
     class_attention,
@@ -111,7 +111,7 @@ def routed(votes, rounds):
     "Procedure 1 of Sabour et al., one number at a time"
     lower, classes, size = votes.shape
     agreement = np.zeros((lower, classes))
-    for turn in range(rounds):
+    for _ in range(rounds):
         heard = np.exp(agreement) / np.exp(agreement).sum(1, keepdims=True)
         found = np.zeros((classes, size))
         for k in range(classes):
@@ -266,7 +266,7 @@ def test_a_loss_that_is_no_number_stops():
 @pytest.mark.parametrize("momentum, kind", [(0.0, torch.optim.Adam), (0.9, torch.optim.SGD)])
 def test_rate_falls(momentum, kind):
     optimizer, schedule = make_optimizer(
-        OFFApexNet(), Network(OFFApexNet, 9, 8, 0.1, momentum, decay=0.5, decay_epochs=3)
+        OFFApexNet(), Recipe(OFFApexNet, 9, 8, 0.1, momentum, decay=0.5, decay_epochs=3)
     )
     assert type(optimizer) is kind
     rates = []

@@ -8,7 +8,13 @@ from study_runs import known_runs
 
 from frl_dgt_nb.study.order import AGREES, CONTRADICTS, UNDECIDED, order_holds, order_text
 
-RIGHT = {"M0": 2 / 6, "M5": 3 / 6, "M3": 4 / 6, "M4": 5 / 6, "M9": 1.0}  # the paper's order, far apart
+RIGHT = {
+    "M0": 2 / 6,
+    "M5": 3 / 6,
+    "M3": 4 / 6,
+    "M4": 5 / 6,
+    "M9": 1.0,
+}  # the paper's order, far apart
 PUBLISHED = pd.Series({name: 0.5 + 0.01 * i for i, name in enumerate(RIGHT)})
 
 
@@ -53,7 +59,9 @@ def test_few_subjects_can_say_nothing_and_this_is_said(tmp_path):
     pairs = pairs_of(tmp_path, RIGHT, subjects=8)
     assert (pairs.finding == UNDECIDED).all()
     assert "no p can be smaller than 0.0078" in order_text(pairs)
-    one = order_holds(PUBLISHED[["M0", "M9"]], tmp_path)  # a single pair has nothing to be corrected for
+    one = order_holds(
+        PUBLISHED[["M0", "M9"]], tmp_path
+    )  # a single pair has nothing to be corrected for
     assert one.finding.tolist() == [AGREES]
     assert "no p can" not in order_text(one)
 

@@ -38,7 +38,9 @@ def test_table_2_is_whole():
 
 
 def test_table_3():
-    figures = {(name, classes): scores for name, rows in TABLE3.items() for classes, scores in rows.items()}
+    figures = {
+        (name, classes): scores for name, rows in TABLE3.items() for classes, scores in rows.items()
+    }
     assert figures == {
         ("FRL-DGT", 4): (0.750, 0.732, 0.780),
         ("FRL-DGT", 5): (0.748, 0.735, 0.757),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from frl_dgt_nb.data.spotting import spot_store
 from frl_dgt_nb.study import sensitivity
 from frl_dgt_nb.study.sensitivity import (
-    PAPER,
+    PAPER_SCORES,
     answers_to,
     plot_sensitivity,
     questions,
@@ -29,7 +29,7 @@ from frl_dgt_nb.training.finished_run import (
     pair_data,
     pairs_store,
 )
-from frl_dgt_nb.training.metrics import interval, uar, uf1
+from frl_dgt_nb.training.metrics import Resampling, interval, uar, uf1
 
 
 def stored(run):
@@ -188,7 +188,11 @@ def table():
             lambda store, journal, progress: store.index.offset.to_numpy(),
         )
         return shift_sensitivity(
-            small_store(), finished_run(), shares=(0.2, 0.4), resamples=200, progress=False
+            small_store(),
+            finished_run(),
+            shares=(0.2, 0.4),
+            resampling=Resampling(200),
+            progress=False,
         )
 
 
@@ -202,7 +206,9 @@ def test_table_is_what_the_answers_say(table):
         uf1(store.index.label, predicted)
     ) and labelled.uar == pytest.approx(uar(store.index.label, predicted))
     assert (labelled.uf1_low, labelled.uf1_high) == pytest.approx(
-        interval(store.index.label, predicted, store.index.subject_id, uf1, 200)
+        interval(
+            store.index.label, predicted, store.index.subject_id, uf1, resampling=Resampling(200)
+        )
     )
     onset, apex = shifted(store.index, "apex", -0.4)
     row = table[
@@ -228,7 +234,12 @@ def test_a_run_of_other_code_is_warned_about(tmp_path):
     )
     with pytest.warns(UserWarning, match="up to 0.05 off"):
         shift_sensitivity(
-            small_store(), run, shares=(0.2,), spotted=False, resamples=10, progress=False
+            small_store(),
+            run,
+            shares=(0.2,),
+            spotted=False,
+            resampling=Resampling(10),
+            progress=False,
         )
 
 
@@ -257,7 +268,7 @@ def test_the_papers_figures_stand_where_they_belong(table):
         and table[table.direction == "later"].paper_uf1.isna().all()
         and table[table.share == 0.4].paper_uf1.isna().all()
     )
-    assert len(PAPER) == 8
+    assert len(PAPER_SCORES) == 8
 
 
 def test_different_pairs_are_asked_once(monkeypatch):
@@ -266,7 +277,7 @@ def test_different_pairs_are_asked_once(monkeypatch):
     monkeypatch.setattr(
         sensitivity,
         "ask_folds",
-        lambda found, rows, onset, apex, progress: (
+        lambda run, rows, onset, apex, progress: (
             seen.append(len(rows))
             or np.stack([np.asarray(rows), np.asarray(onset), np.asarray(apex)], 1)
         ),

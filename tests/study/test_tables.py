@@ -18,8 +18,8 @@ from frl_dgt_nb.study.tables import (
     score_rows,
     write_table,
 )
+from frl_dgt_nb.training.metrics import score_counts, subject_counts
 from frl_dgt_nb.training.protocol import compare_runs
-
 
 LABELS, GUESSES = [0, 0, 1, 1, 2, 2], {"M9": [0, 0, 1, 1, 2, 0], "M1": [0, 1, 1, 1, 2, 0]}
 BY_HAND = {  # counts of class 0, 1, 2 -> F1 and recall of each
@@ -213,7 +213,7 @@ def test_parts_of_a_row_with_three_figures(tmp_path):
 @given(st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=9))
 @settings(max_examples=200, deadline=None)
 def test_holm(p):
-    "By its definition: step down through the sorted p; and never less strict than each alone, never stricter than Bonferroni."
+    "By its definition: step down through the sorted p; never below each alone, never above Bonferroni's."
     adjusted, real = holm(p), [(value, i) for i, value in enumerate(p) if value == value]
     running = 0.0
     for step, (value, i) in enumerate(sorted(real)):
@@ -223,27 +223,25 @@ def test_holm(p):
     assert np.isnan(adjusted).sum() == len(p) - len(real)
 
 
+def counts_of(run):
+    table = pd.read_parquet(run / "predictions.parquet")
+    return subject_counts(table.label, table.prediction, table.subject_id)
+
+
 def test_p_against_scipy(tmp_path):
     "The p of a difference is that of a permutation test that swaps the runs' predictions by subject."
-    from frl_dgt_nb.training.metrics import score_counts, subject_counts
-
     rows = known_runs(tmp_path, {"M1": 4 / 6, "M9": 5 / 6}, subjects=9)
-    counts = [
-        subject_counts(
-            *(lambda t: (t.label, t.prediction, t.subject_id))(
-                pd.read_parquet(tmp_path / name / "predictions.parquet")
-            )
-        )
-        for name in ("M1", "M9")
-    ]
-    uf1 = lambda which: score_counts(which.sum(0))["uf1"]
-    places = np.arange(9)
-    apart = lambda a, b: (
-        uf1(np.where((a < 9)[:, None, None], counts[0], counts[1]))
-        - uf1(np.where((b < 9)[:, None, None], counts[0], counts[1]))
-    )
+    first, second = counts_of(tmp_path / "M1"), counts_of(tmp_path / "M9")
+    places = np.arange(9)  # of the subjects in the first run; those in the second run are 9 more
+
+    def uf1_of(chosen):
+        return score_counts(np.where((chosen < 9)[:, None, None], first, second).sum(0))["uf1"]
+
     theirs = permutation_test(
-        (places, places + 9), apart, permutation_type="samples", n_resamples=np.inf
+        (places, places + 9),
+        lambda a, b: uf1_of(a) - uf1_of(b),
+        permutation_type="samples",
+        n_resamples=np.inf,
     )
     assert score_rows(rows, tmp_path).set_index("row").p["M1"] == pytest.approx(theirs.pvalue)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
 from frl_dgt_nb.training.metrics import (
+    Resampling,
     accuracy,
     confusion,
     from_confusion,
@@ -194,7 +195,7 @@ def test_interval_against_a_loop_over_the_same_draws(study, score, level):
         taken = np.concatenate([np.tile(which, n) for which, n in zip(rows, times)])
         drawn.append(score(labels[taken], predictions[taken]))
     expected = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    assert interval(*study, score=score, resamples=200, level=level, seed=3) == pytest.approx(
+    assert interval(*study, score=score, resampling=Resampling(200, level, seed=3)) == pytest.approx(
         tuple(expected)
     )
 
@@ -207,7 +208,7 @@ def test_interval_against_scipy(study):
         n_resamples=20_000,
         method="percentile",
     ).confidence_interval
-    assert interval(*study, resamples=20_000) == pytest.approx(tuple(theirs), abs=0.005)
+    assert interval(*study, resampling=Resampling(20_000)) == pytest.approx(tuple(theirs), abs=0.005)
 
 
 def test_interval_resamples_subjects_not_clips(study):
@@ -243,4 +244,7 @@ def test_draws_without_a_class():
 def test_bad_intervals(changed, told):
     given = dict(labels=[0, 1, 2], predictions=[0, 1, 1], subjects=["a", "a", "b"]) | changed
     with pytest.raises(ValueError, match=told):
-        interval(**given)
+        resampling = Resampling(
+            **{name: given.pop(name) for name in ("level", "resamples") if name in given}
+        )
+        interval(**given, resampling=resampling)

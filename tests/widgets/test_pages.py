@@ -1,4 +1,5 @@
-"""The apps: what is said before a server starts, who is let in, how it ends, and what the page shows in a headless Chromium."""
+"""Widgets as pages: what is said before a server starts, who is let in, how it ends, and what the page shows in a
+headless Chromium."""
 
 import ast
 import os
@@ -29,14 +30,14 @@ from jupyter_page import (
 )
 from toy_store import toy_store
 
-from frl_dgt_nb.command.cli import main
 from frl_dgt_nb.command.browser import store_of
+from frl_dgt_nb.command.cli import main
 from frl_dgt_nb.data.databases import read_folder
 from frl_dgt_nb.data.preparation import prepare
 from frl_dgt_nb.training.loso import run_loso
 from frl_dgt_nb.training.run_folder import fold_path
 from frl_dgt_nb.training.settings import TRAIN_PRESETS
-from frl_dgt_nb.widgets import pages as apps
+from frl_dgt_nb.widgets import pages
 from frl_dgt_nb.widgets.pages import announce, app_notebook, call
 
 SHELL = [
@@ -76,8 +77,10 @@ def served(monkeypatch):
 
 
 def test_a_notebook_that_jupyter_takes():
-    nbformat.validate(made := nbformat.from_dict(app_notebook("A title", "1 + 1")))
-    assert made.metadata.title == "A title" and made.cells[1].source == "1 + 1"
+    made = nbformat.from_dict(app_notebook("A title", "1 + 1"))
+    nbformat.validate(made)
+    assert made.metadata.title == "A title"
+    assert made.cells[1].source == "1 + 1"
 
 
 @given(
@@ -87,13 +90,14 @@ def test_a_notebook_that_jupyter_takes():
 def test_any_path_and_text_arrives_as_it_is(path, text):
     "A quote or a newline in a folder's name is no code."
     line = ast.parse(call("m", "f", Path(path), text, some=text, none=None)).body[1].value
-    assert [ast.literal_eval(arg) for arg in line.args] == [str(Path(path).resolve()), text] and [
-        (k.arg, ast.literal_eval(k.value)) for k in line.keywords
-    ] == [("some", text)]
+    values = [ast.literal_eval(argument) for argument in line.args]
+    settings = {keyword.arg: ast.literal_eval(keyword.value) for keyword in line.keywords}
+    assert values == [str(Path(path).resolve()), text]
+    assert settings == {"some": text}
 
 
 def test_without_voila_one_line_says_how_to_get_it(home, monkeypatch, capsys, served):
-    monkeypatch.setattr(apps, "find_spec", lambda name: None)
+    monkeypatch.setattr(pages, "find_spec", lambda name: None)
     for command in (["board", str(home / "samples")], ["inspect", str(home / "stores/faces")]):
         assert main(command) == 2
         assert capsys.readouterr().err.strip().splitlines() == [
@@ -128,47 +132,33 @@ def test_what_is_wrong_is_said_before_the_server_starts(
     assert len(told) == 1 and words in told[0] and not served
 
 
-def test_what_is_served(home, served, monkeypatch):
+def test_the_board_that_is_served(home, served, monkeypatch):
     monkeypatch.chdir(home)
-    assert (
-        main(["board", "samples"])
-        == main(
-            [
-                "board",
-                "samples",
-                "--port",
-                "9000",
-                "--host",
-                "0.0.0.0",
-                "--no-token",
-                "--no-browser",
-            ]
-        )
-        == 0
-    )
-    assert served[0] == (
-        "board",
-        "Run samples",
-        f"from frl_dgt_nb.widgets.board import LosoBoard\nLosoBoard({str(home / 'samples')!r}, store={str(home / 'stores/faces')!r}, out={str(home)!r})",
-        "localhost",
-        8866,
-        True,
-        True,
-    )
-    assert served[1][3:] == ("0.0.0.0", 9000, False, False)
-    assert (
-        main(["inspect", "stores/faces", "--run", "samples"])
-        == main(["inspect", "stores/faces"])
-        == 0
-    )
-    assert (
-        served[2][2].splitlines()[1]
-        == f"DisplacementInspector({str(home / 'samples')!r}, store={str(home / 'stores/faces')!r}, out={str(home)!r})"
-    )
-    assert (
-        served[3][2].splitlines()[1]
-        == f"DisplacementInspector({str(home / 'stores/faces')!r}, out={str(home)!r})"
-    )
+    assert main(["board", "samples"]) == 0
+    run, store, out = str(home / "samples"), str(home / "stores/faces"), str(home)
+    name, title, code, *settings = served[0]
+    assert (name, title) == ("board", "Run samples")
+    first, second = code.splitlines()
+    assert first == "from frl_dgt_nb.widgets.board import LosoBoard"
+    assert second == f"LosoBoard({run!r}, store={store!r}, out={out!r})"
+    assert settings == ["localhost", 8866, True, True]
+
+
+def test_the_flags_of_a_page(home, served, monkeypatch):
+    monkeypatch.chdir(home)
+    flags = "--port 9000 --host 0.0.0.0 --no-token --no-browser"
+    assert main(["board", "samples", *flags.split()]) == 0
+    assert served[0][3:] == ("0.0.0.0", 9000, False, False)
+
+
+def test_the_inspector_that_is_served(home, served, monkeypatch):
+    monkeypatch.chdir(home)
+    assert main(["inspect", "stores/faces", "--run", "samples"]) == 0
+    assert main(["inspect", "stores/faces"]) == 0
+    run, store, out = str(home / "samples"), str(home / "stores/faces"), str(home)
+    with_run, alone = (code.splitlines()[1] for _, _, code, *_ in served)
+    assert with_run == f"DisplacementInspector({run!r}, store={store!r}, out={out!r})"
+    assert alone == f"DisplacementInspector({store!r}, out={out!r})"
 
 
 def test_the_store_of_a_run(home, tmp_path):
@@ -281,10 +271,18 @@ def test_only_this_machine_and_nobody_reads_the_token(server):
     assert word not in Path(f"/proc/{process.pid}/cmdline").read_text()
 
 
-OUTSIDE = """([width, height]) => [...document.querySelectorAll('.loso-board, .loso-board .jupyter-widgets, .loso-board .main-svg')].filter(node => {
-    const box = node.getBoundingClientRect();
-    return box.width * box.height && (box.left < 0 || box.top < 0 || box.right > width || box.bottom > height || node.matches('.widget-box') && node.scrollWidth > node.clientWidth + 1);
-}).map(node => [node.getAttribute('class'), JSON.stringify(node.getBoundingClientRect())])"""  # the window, or scrolled out of a box that is too narrow
+# what lies outside the window, or is scrolled out of a box that is too narrow
+OUTSIDE = """([width, height]) => {
+    const parts = ".loso-board, .loso-board .jupyter-widgets, .loso-board .main-svg";
+    const outside = node => {
+        const box = node.getBoundingClientRect();
+        const beyond = box.left < 0 || box.top < 0 || box.right > width || box.bottom > height;
+        const scrolled = node.matches(".widget-box") && node.scrollWidth > node.clientWidth + 1;
+        return box.width * box.height && (beyond || scrolled);
+    };
+    const place = node => JSON.stringify(node.getBoundingClientRect());
+    return [...document.querySelectorAll(parts)].filter(outside).map(node => [node.getAttribute("class"), place(node)]);
+}"""
 
 
 def ours(complaints):
@@ -294,6 +292,12 @@ def ours(complaints):
         for text in complaints
         if not re.search(r"voila/labextensions/(?!anywidget|@jupyter-widgets)", text)
     ]
+
+
+def corners(page):
+    "Where the board's figure is, and the inspector."
+    names = (".loso-board .js-plotly-plot", ".displacement-inspector")
+    return [page.locator(name).first.bounding_box() for name in names]
 
 
 @needs_chromium
@@ -312,16 +316,15 @@ def test_the_board_as_a_page(server, home):
         assert not page.evaluate(OUTSIDE, [1280, 800])
         page.locator(".loso-board select").nth(1).select_option(index=0)
         page.wait_for_selector(".displacement-inspector .js-plotly-plot image")
-        corner = lambda name: page.locator(name).first.bounding_box()
-        assert corner(".displacement-inspector")["y"] > corner(".loso-board .js-plotly-plot")[
-            "y"
-        ] + 270 and not page.evaluate(OUTSIDE, [1280, 1600])  # below
+        board, inspector = corners(page)
+        assert inspector["y"] > board["y"] + 270  # below
+        assert not page.evaluate(OUTSIDE, [1280, 1600])
         page.set_viewport_size({"width": 1920, "height": 1080})
         page.wait_for_timeout(1000)
         keep(page, "board_1920x1080")
-        assert corner(".displacement-inspector")["x"] > corner(".loso-board .js-plotly-plot")[
-            "x"
-        ] + 846 and not page.evaluate(OUTSIDE, [1920, 1080])  # beside
+        board, inspector = corners(page)
+        assert inspector["x"] > board["x"] + 846  # beside
+        assert not page.evaluate(OUTSIDE, [1920, 1080])
         gone = fold_path(home / "samples", "folder/s02")
         gone.rename(gone.with_suffix(".away"))
         page.get_by_role("button", name="refresh").first.click()
