@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 
 from frl_dgt_nb.data.archives import read_database
-from frl_dgt_nb.data.store import FaceStore, prepare
+from frl_dgt_nb.data.preparation import prepare
+from frl_dgt_nb.data.store import FaceStore
 from frl_dgt_nb.study.baselines import BASELINES, run_baseline
 from frl_dgt_nb.training.metrics import interval
 from frl_dgt_nb.training.run_folder import load_fold

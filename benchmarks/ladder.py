@@ -19,13 +19,12 @@ from frl_dgt_nb.data.store import FaceStore
 from frl_dgt_nb.model.config import PRESETS
 from frl_dgt_nb.model.evidence import evidence, least_squares
 from frl_dgt_nb.model.warp import from_motion
-from frl_dgt_nb.training import fold as training
+from frl_dgt_nb.training import fold
 from frl_dgt_nb.training.loso import run_loso
+from frl_dgt_nb.training.settings import TRAIN_PRESETS
 
-MODEL, TRAIN = (
-    PRESETS["best"],
-    replace(training.TRAIN_PRESETS["best"], store_every=25),
-)  # the last epoch is all we need
+MODEL = PRESETS["best"]
+TRAIN = replace(TRAIN_PRESETS["best"], store_every=25)  # the last epoch is all we need
 STEPS = {  # name: model settings, training settings
     "best": ({}, {}),
     "best, another seed": ({}, {}),
@@ -44,23 +43,36 @@ STEPS = {  # name: model settings, training settings
 }
 
 
-def least_squares_displacements(path, checksum, reach, device):
-    "In place of `precomputed_displacements`: registered, damped least squares, nothing learnt."
-    store, found = FaceStore(path), []
-    for i in range(len(store)):
-        row = store.index.iloc[i]
-        around = (row["apex"] + torch.arange(-reach, reach + 1)).clamp(0, row["n_frames"] - 1)
-        frames = (
-            torch.from_numpy(store.clip(i)[[row["onset"], *around]].copy())
-            .permute(0, 3, 1, 2)
-            .float()
-            / 255
-        )
-        motion = least_squares(evidence(frames[:1].expand_as(frames[1:]), frames[1:]), 0.1)
-        found.append(
-            F.avg_pool2d(from_motion(F.interpolate(motion, frames.shape[-2:], mode="bilinear")), 4)
-        )
-    return torch.stack(found)
+def clip_displacements(store: FaceStore, i: int, reach: int) -> torch.Tensor:
+    "Registered, damped least squares from the onset to the frames around the apex; nothing learnt."
+    row = store.index.iloc[i]
+    around = (row["apex"] + torch.arange(-reach, reach + 1)).clamp(0, row["n_frames"] - 1)
+    pictures = torch.from_numpy(store.clip(i)[[row["onset"], *around]].copy())
+    onset, apexes = (pictures.permute(0, 3, 1, 2).float() / 255).split([1, len(around)])
+    motion = least_squares(evidence(onset.expand_as(apexes), apexes), 0.1)
+    motion = F.interpolate(motion, apexes.shape[-2:], mode="bilinear")
+    return F.avg_pool2d(from_motion(motion), 4)
+
+
+def least_squares_displacements(path, checksum, reach, device, module="guided", progress=False):
+    "In place of `precomputed_displacements`."
+    store = FaceStore(path)
+    return torch.stack([clip_displacements(store, i, reach) for i in range(len(store))])
+
+
+def run_step(store: FaceStore, name: str, out: Path) -> dict:
+    "A run of a row of STEPS, or what is stored of it: its report."
+    model_changes, train_changes = STEPS[name]
+    folder = out / name.replace(" ", "_").replace(":", "").replace(",", "")
+    model, train = replace(MODEL, **model_changes), replace(TRAIN, **train_changes)
+    how = dict(resume=True, seed=int(name.endswith("seed")), threads=1)
+    trained = fold.precomputed_displacements
+    if name.startswith("damped"):
+        fold.precomputed_displacements = least_squares_displacements
+    try:
+        return run_loso(store, folder, "best", model, train, **how)
+    finally:
+        fold.precomputed_displacements = trained
 
 
 def main() -> None:
@@ -72,27 +84,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/ladder"))
     parser.add_argument("--only", nargs="*", choices=list(STEPS), default=list(STEPS))
     options = parser.parse_args()
-    store = prepare(read_database(options.data, options.database), options.out / "store")
-    trained, rows = training.precomputed_displacements, []
+    store, rows = prepare(read_database(options.data, options.database), options.out / "store"), []
     for name in options.only:
-        training.precomputed_displacements = (
-            least_squares_displacements if name.startswith("damped") else trained
-        )
-        model, train = replace(MODEL, **STEPS[name][0]), replace(TRAIN, **STEPS[name][1])
-        report = run_loso(
-            store,
-            options.out / name.replace(" ", "_").replace(":", "").replace(",", ""),
-            "best",
-            model,
-            train,
-            resume=True,
-            seed=int(name.endswith("seed")),
-            threads=1,
-        )
-        rows.append(
-            {"": name}
-            | {key: round(report[key], 3) for key in ("uf1", "uar", "accuracy", "seconds")}
-        )
+        report = run_step(store, name, options.out)
+        scores = {key: round(report[key], 3) for key in ("uf1", "uar", "accuracy", "seconds")}
+        rows.append({"": name, **scores})
         print(pd.DataFrame(rows).to_string(index=False), flush=True)
     pd.DataFrame(rows).to_csv(options.out / "ladder.csv", index=False)
 

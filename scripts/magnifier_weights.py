@@ -19,8 +19,8 @@ from frl_dgt_nb.data.faces import FaceNotFound
 from frl_dgt_nb.model.magnify import MagnifiedSet
 from frl_dgt_nb.simulate.actions import COMBINATIONS, random_actions
 from frl_dgt_nb.simulate.heads import random_person
-from frl_dgt_nb.simulate.render import Studio
 from frl_dgt_nb.simulate.magnified import MagnifiedPair, magnified_set, render_magnified
+from frl_dgt_nb.simulate.render import Studio
 
 LARGEST = 20.0  # pixels, of a magnified motion
 

@@ -4,8 +4,12 @@ With several processes (`-n 2 --dist loadgroup`) a file is one piece of work, so
 notebooks, which take longest, are two.
 """
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+SAMPLES = Path(__file__).resolve().parents[1] / "data_samples"
 FIRST = ("book", "widgets")  # few tests, but long: begun early, so that the processes end together
 
 
@@ -19,3 +23,35 @@ def pytest_collection_modifyitems(items):
         if "lab" in getattr(item, "fixturenames", ()) and item.get_closest_marker("parametrize"):
             group, notebooks = f"{group}-{notebooks % 2}", notebooks + 1
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="session")
+def samples_folder():
+    "The rendered clips that come with the repository."
+    return SAMPLES
+
+
+@pytest.fixture(scope="session")
+def sample_clips():
+    "All 48 of them, as they are read."
+    from frl_dgt_nb.data.databases import read_folder
+
+    return read_folder(SAMPLES)
+
+
+@pytest.fixture(scope="session")
+def few_clips(sample_clips):
+    "One clip of each of the eight people, and one that was left out."
+    from frl_dgt_nb.data.clips import Exclusion
+
+    excluded = [Exclusion("folder/x/y", "left out")]
+    return replace(sample_clips, clips=sample_clips.clips[::6], excluded=excluded)
+
+
+@pytest.fixture(scope="session")
+def few_faces(few_clips, tmp_path_factory):
+    "The same clips aligned, 64 pixels large. To be read, not to be changed."
+    from frl_dgt_nb.data.preparation import prepare
+
+    place = tmp_path_factory.mktemp("few_faces")
+    return prepare(few_clips, place, 64, workers=1, progress=False)

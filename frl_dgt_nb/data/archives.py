@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['OFFICIAL', 'LAYOUTS', 'EXTENDED', 'OTHER_CAMERA', 'READERS', 'subject_name', 'find_frames', 'is_sheet_of',
            'coded_label', 'folders_in', 'clip_folders', 'coding_rows', 'coded_clip_folders', 'check_first',
-           'read_coded', 'read_casme2', 'read_samm', 'extended_only', 'find_smic', 'smic_name', 'smic_clip',
-           'smic_clip_folders', 'read_smic', 'truth_line', 'read_truth_list', 'compare_truth', 'find_truth_list',
-           'read_composite', 'looks_like', 'read_database']
+           'read_coded', 'read_casme2', 'read_samm', 'find_smic', 'smic_name', 'smic_clip', 'smic_clip_folders',
+           'read_smic', 'truth_line', 'read_truth_list', 'compare_truth', 'find_truth_list', 'read_composite',
+           'looks_like', 'read_database']
 
 # %% ../../nbs/1_data/03_archives.ipynb #c002
 import re
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .clips import CLASSES, Clip, Exclusion, class_names, label_of
+from .clips import CLASSES, Clip, Exclusion, class_names, label_of, list_frames
 from frl_dgt_nb.data.databases import (
     Database,
     choose_subjects,
@@ -25,7 +25,6 @@ from frl_dgt_nb.data.databases import (
     find_books,
     find_subjects,
     find_table,
-    list_frames,
     make_clip,
     read_folder,
     require_clips,
@@ -48,7 +47,7 @@ LAYOUTS = {
     "smic": ("s", 2, "[mM]icro/*/*/*", "s01/micro/negative/s01_ne_01/image139224.bmp"),
 }
 
-# %% ../../nbs/1_data/03_archives.ipynb #c011-2
+
 def subject_name(
     database: str,  # of `LAYOUTS`
     written: str,  # text of a cell, or the name of a folder
@@ -192,15 +191,6 @@ def read_samm(
 EXTENDED = re.compile(r"(?<![a-z])(e|ext|extended|long)(?![a-z])", re.IGNORECASE)
 OTHER_CAMERA = re.compile(r"(?<![a-z])(nir|vis)(?![a-z])", re.IGNORECASE)
 
-# %% ../../nbs/1_data/03_archives.ipynb #c030-2
-def extended_only(root: Path, places: list[str]) -> ValueError:
-    "The error for an archive without SMIC-HS."
-    return ValueError(
-        f"{root} holds SMIC-E-HS alone ({', '.join(places)}), 157 clips extended by the frames "
-        "before and after: their first and last frame are not onset and offset; "
-        "put SMIC-HS (164 clips) there"
-    )
-
 # %% ../../nbs/1_data/03_archives.ipynb #dc90ce20
 def find_smic(root: Path) -> tuple[Path, list[str]]:
     """The folder of s01, s02 ... of SMIC-HS, and a note if SMIC-E-HS is there too.
@@ -219,7 +209,11 @@ def find_smic(root: Path) -> tuple[Path, list[str]]:
         else:
             extended.append(place)
     if extended and not high_speed:
-        raise extended_only(root, extended)
+        raise ValueError(
+            f"{root} holds SMIC-E-HS alone ({', '.join(extended)}), 157 clips extended by the frames "
+            "before and after: their first and last frame are not onset and offset; "
+            "put SMIC-HS (164 clips) there"
+        )
     home = choose_subjects(root, high_speed, LAYOUTS["smic"][-1])
     return home, [f"{place}: SMIC-E-HS, not used" for place in extended]
 
@@ -378,7 +372,7 @@ READERS = {
     "folder": read_folder,
 }
 
-# %% ../../nbs/1_data/03_archives.ipynb #c038-2
+
 def looks_like(root: str | Path) -> list[str]:
     "The databases whose layout is found under `root`."
     found = [database for database in LAYOUTS if find_frames(Path(root), database)]

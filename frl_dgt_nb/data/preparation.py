@@ -176,7 +176,13 @@ def fill(out: Path, clips: list[Clip], settings: dict, workers: int | None, prog
     jobs = open_jobs(out, clips, settings, done)
     if workers is None:
         workers = default_workers(sum(len(clip.frames) for clip, *_ in jobs))
-    bar = tqdm(total=len(clips), initial=len(done), desc="aligning clips", unit="clip", disable=not progress)
+    bar = tqdm(
+        total=len(clips),
+        initial=len(done),
+        desc="aligning clips",
+        unit="clip",
+        disable=not progress,
+    )
     with open(out / "journal.jsonl", "a") as journal, bar:
         for entry in in_parallel(jobs, workers):
             done[entry["clip"]] = entry
@@ -215,7 +221,9 @@ def check_clips(clips: list[Clip], size: int) -> None:
 # %% ../../nbs/1_data/07_preparation.ipynb #c018-3
 def remove_files(out: Path) -> None:
     "Remove the files of a store, and only those."
-    known = [path.name for path in out.glob("known-*.npy")]  # flow, computed once and kept beside it
+    known = [
+        path.name for path in out.glob("known-*.npy")
+    ]  # flow, computed once and kept beside it
     for name in ["index.parquet", "settings.json", "journal.jsonl", "frames.npy", *known]:
         (out / name).unlink(missing_ok=True)
 
@@ -281,7 +289,9 @@ def find_samples() -> Path:
 # %% ../../nbs/1_data/07_preparation.ipynb #samples-3
 def samples(
     folder: str | Path | None = None,  # with clips.csv and frames/; None: the repository's
-    store: str | Path | None = None,  # for the faces; None: runs/stores/data_samples beside the folder
+    store: str
+    | Path
+    | None = None,  # for the faces; None: runs/stores/data_samples beside the folder
     progress: bool = True,  # show a bar while faces are aligned, the first time
 ) -> FaceStore:
     "The aligned faces of `data_samples`: 48 rendered clips of 8 people with known displacement."

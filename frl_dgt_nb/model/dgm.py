@@ -19,11 +19,8 @@ from .warp import check_displacement, check_pair, warp
 # %% ../../nbs/2_model/02_dgm.ipynb #110007
 def conv_block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     "Convolution, batch normalisation, activation: the paper's basic block (section 3.1)."
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 # %% ../../nbs/2_model/02_dgm.ipynb #110009
 class DisplacementModule(nn.Module):
@@ -37,11 +34,12 @@ class DisplacementModule(nn.Module):
         in_channels: int = 6,  # channels of what `features` returns
     ):
         super().__init__()
-        sizes = [width * 2 ** min(i, 3) for i in range(depth + 1)]
+        widths = [width * 2 ** min(i, 3) for i in range(depth + 1)]
+        steps = list(zip(widths, widths[1:]))
         self.depth, self.alpha = depth, alpha
         self.stem = conv_block(in_channels, width)
-        self.downs = nn.ModuleList(conv_block(a, b, stride=2) for a, b in zip(sizes, sizes[1:]))
-        self.ups = nn.ModuleList(conv_block(b, a) for a, b in reversed(list(zip(sizes, sizes[1:]))))
+        self.downs = nn.ModuleList(conv_block(a, b, stride=2) for a, b in steps)
+        self.ups = nn.ModuleList(conv_block(b, a) for a, b in reversed(steps))
         self.head = nn.Conv2d(width, 2, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -53,26 +51,24 @@ class DisplacementModule(nn.Module):
     def forward(
         self,
         onset: Tensor,  # (B,3,H,W) in [0,1]
-        apex: Tensor,  # (B,3,H,W) in [0,1]
+        apex: Tensor,  # as onset
     ) -> Tensor:  # (B,2,H,W), 1.0 = half the width
         "Displacement such that `warp(onset, displacement)` is the apex."
         check_frames(onset, apex, 2**self.depth)
-        x = self.stem(
-            self.features(onset, apex).contiguous(memory_format=torch.channels_last)
-        )  # a third faster on a CPU
+        seen = self.features(onset, apex)
+        x = self.stem(seen.contiguous(memory_format=torch.channels_last))  # a third faster on a CPU
         skips = []
         for down in self.downs:
             skips.append(x)
             x = down(x)
         for up in self.ups:
-            x = skips.pop() + F.interpolate(
-                up(x), scale_factor=2, mode="bilinear", align_corners=False
-            )
+            larger = F.interpolate(up(x), scale_factor=2, mode="bilinear", align_corners=False)
+            x = skips.pop() + larger
         return self.alpha * torch.tanh(self.head(x).to(onset.dtype)).contiguous()
 
 # %% ../../nbs/2_model/02_dgm.ipynb #110011
 def check_frames(onset: Tensor, apex: Tensor, divisor: int = 1) -> None:
-    "Raise a `ValueError` unless both are (B,3,H,W), alike, with H and W divisible by `divisor`."
+    "`ValueError` unless both are (B,3,H,W), alike, with H and W divisible by `divisor`."
     if onset.ndim != 4 or onset.shape[1] != 3 or onset.shape != apex.shape:
         raise ValueError(
             f"onset and apex must both be (B,3,H,W), got {tuple(onset.shape)} and {tuple(apex.shape)}"
@@ -101,31 +97,31 @@ def normalization_loss(displacement: Tensor) -> Tensor:  # scalar
 def smoothness_loss(displacement: Tensor) -> Tensor:  # scalar
     "Eq. 3: mean absolute difference of neighbours, along x plus along y, the components added."
     check_displacement(displacement)
-    return (
-        displacement.diff(dim=-1).abs().sum(1).mean()
-        + displacement.diff(dim=-2).abs().sum(1).mean()
-    )
+    along_x, along_y = displacement.diff(dim=-1), displacement.diff(dim=-2)
+    return along_x.abs().sum(1).mean() + along_y.abs().sum(1).mean()
 
 # %% ../../nbs/2_model/02_dgm.ipynb #110015
 def displacement_loss(
-    onset: Tensor,
-    apex: Tensor,  # (B,3,H,W)
+    onset: Tensor,  # (B,3,H,W) in [0,1]
+    apex: Tensor,  # as onset
     displacement: Tensor,  # (B,2,H,W), 1.0 = half the width
     weights: tuple[float, float, float] = (10, 1, 0.2),  # of the three losses (section 3.3)
 ) -> tuple[Tensor, dict[str, Tensor]]:  # total, the three unweighted and detached
     "Eq. 4: the weighted sum of reconstruction, normalisation and smoothness."
     check_frames(onset, apex)
     check_pair(onset, displacement)
-    parts = dict(
-        reconstruction=reconstruction_loss(onset, apex, displacement),
-        normalization=normalization_loss(displacement),
-        smoothness=smoothness_loss(displacement),
-    )
-    total = sum(w * part for w, part in zip(weights, parts.values()))
+    parts = {
+        "reconstruction": reconstruction_loss(onset, apex, displacement),
+        "normalization": normalization_loss(displacement),
+        "smoothness": smoothness_loss(displacement),
+    }
+    total = sum(weight * part for weight, part in zip(weights, parts.values()))
     return total, {name: part.detach() for name, part in parts.items()}
 
 # %% ../../nbs/2_model/02_dgm.ipynb #110022
 class _ScaleGradient(torch.autograd.Function):
+    "The same values forward, a scaled gradient back."
+
     @staticmethod
     def forward(ctx, x, scale):
         ctx.scale = scale
@@ -149,20 +145,13 @@ def displacement_size(
     quantile: float = 0.95,  # of the magnitudes
     minimum: float = 1e-4,  # 1.0 = half the width: .013 px at 256
 ) -> Tensor:  # (B,1,1,1), float32 at least
-    "The robust size of each sample."
+    "The robust size of each sample; never below `minimum`."
     if not 0 < quantile <= 1:
         raise ValueError(f"quantile must lie in (0,1], got {quantile}")
-    squares = (
-        displacement.to(torch.promote_types(displacement.dtype, torch.float32))
-        .square()
-        .sum(1)
-        .flatten(1)
-    )
-    size = (
-        squares.kthvalue(max(1, round(quantile * squares.shape[1])), 1)
-        .values.clamp(min=minimum**2)
-        .sqrt()
-    )
+    wide = displacement.to(torch.promote_types(displacement.dtype, torch.float32))
+    squares = wide.square().sum(1).flatten(1)
+    rank = max(1, round(quantile * squares.shape[1]))
+    size = squares.kthvalue(rank, 1).values.clamp(min=minimum**2).sqrt()
     return size.view(-1, 1, 1, 1)
 
 # %% ../../nbs/2_model/02_dgm.ipynb #110025-2
@@ -172,9 +161,8 @@ def normalize_displacement(
     minimum: float = 1e-4,  # smallest size divided by
 ) -> Tensor:  # (B,2,H,W)
     "Each sample divided by its own robust size; small motions grow, large ones shrink, none stays none."
-    return (
-        check_displacement(displacement) / displacement_size(displacement, quantile, minimum)
-    ).to(displacement.dtype)
+    size = displacement_size(check_displacement(displacement), quantile, minimum)
+    return (displacement / size).to(displacement.dtype)
 
 # %% ../../nbs/2_model/02_dgm.ipynb #110031
 def endpoint_error(
@@ -185,7 +173,8 @@ def endpoint_error(
     "Mean length of the difference of two displacement fields, per sample."
     if check_displacement(estimate_px).shape != check_displacement(truth_px).shape:
         raise ValueError(
-            f"estimate and truth must have one shape, got {tuple(estimate_px.shape)} and {tuple(truth_px.shape)}"
+            f"estimate and truth must have one shape, "
+            f"got {tuple(estimate_px.shape)} and {tuple(truth_px.shape)}"
         )
     error = (estimate_px - truth_px).norm(dim=1)
     weight = torch.ones_like(error) if mask is None else mask.to(error).expand_as(error)
@@ -221,16 +210,15 @@ def remove_affine_drift(
     mask: Tensor,  # (B,H,W), True on the face
     rounds: int = 10,  # of reweighted least squares
 ) -> Tensor:  # (B,2,H,W)
-    "Motion relative to the head, turned and scaled as well: less the affine field nearest in L1, which small moving parts hardly bend."
+    "Motion relative to the head: less the affine field nearest in L1, which small moving parts hardly bend."
     B, _, H, W = motion_px.shape
     y, x = torch.meshgrid(torch.linspace(-1, 1, H), torch.linspace(-1, 1, W), indexing="ij")
     basis = torch.stack([torch.ones(H, W), x, y], -1).view(-1, 3).to(motion_px)  # (H*W,3)
-    target, weight = (
-        motion_px.flatten(2).mT,
-        mask.view(B, -1, 1).to(motion_px),
-    )  # (B,H*W,2), (B,H*W,1)
-    w = weight
+    target = motion_px.flatten(2).mT  # (B,H*W,2)
+    counts = mask.view(B, -1, 1).to(motion_px)  # (B,H*W,1)
+    weight = counts
     for _ in range(rounds):
-        field = basis @ torch.linalg.solve((basis * w).mT @ basis, (basis * w).mT @ target)
-        w = weight / ((target - field).norm(dim=-1, keepdim=True) + 1e-2)
+        weighted = (basis * weight).mT
+        field = basis @ torch.linalg.solve(weighted @ basis, weighted @ target)
+        weight = counts / ((target - field).norm(dim=-1, keepdim=True) + 1e-2)
     return (target - field).mT.view_as(motion_px)

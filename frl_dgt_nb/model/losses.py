@@ -44,7 +44,8 @@ class Trial:
         self.field = torch.zeros(
             1, 2, grid, grid, requires_grad=True
         )  # unused where there is a module
-        self.adam = torch.optim.Adam(self.module.parameters() if self.module else [self.field])
+        self.parameters = list(self.module.parameters()) if self.module else [self.field]
+        self.adam = torch.optim.Adam(self.parameters)
         self.displacement = self.make()
 
     def make(self) -> Tensor:  # (1,2,H,W)

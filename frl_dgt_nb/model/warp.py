@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_displacement', 'half_size', 'to_pixels', 'from_pixels', 'identity_grid', 'check_pair', 'warp', 'to_motion',
-           'from_motion', 'splat', 'magnify']
+           'from_motion', 'corner_weight', 'splat', 'magnify']
 
 # %% ../../nbs/2_model/01_warp.ipynb #100002
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor
 def check_displacement(
     displacement: Tensor,  # what should be (B,2,H,W)
 ) -> Tensor:  # the same tensor
-    "Raise a `ValueError` unless `displacement` is a floating (B,2,H,W) tensor."
+    "`displacement` itself; `ValueError` unless it is a floating (B,2,H,W) tensor."
     if displacement.ndim != 4 or displacement.shape[1] != 2 or not displacement.is_floating_point():
         raise ValueError(
-            f"displacement must be a floating tensor of shape (B,2,H,W), got {displacement.dtype} {tuple(displacement.shape)}; "
+            "displacement must be a floating tensor of shape (B,2,H,W), "
+            f"got {displacement.dtype} {tuple(displacement.shape)}; "
             "bring (H,W,2) flow into shape with flow.permute(2,0,1)[None]"
         )
     return displacement
@@ -46,7 +47,11 @@ def from_pixels(
     return displacement_px / half_size(displacement_px)
 
 # %% ../../nbs/2_model/01_warp.ipynb #100014
-def identity_grid(height: int, width: int, like: Tensor) -> Tensor:  # (1,2,H,W)
+def identity_grid(
+    height: int,
+    width: int,
+    like: Tensor,  # gives device and type
+) -> Tensor:  # (1,2,H,W)
     "x and y of every pixel centre in the units of `grid_sample(align_corners=False)`."
     x = (torch.arange(width, device=like.device, dtype=like.dtype) * 2 + 1) / width - 1
     y = (torch.arange(height, device=like.device, dtype=like.dtype) * 2 + 1) / height - 1
@@ -54,16 +59,14 @@ def identity_grid(height: int, width: int, like: Tensor) -> Tensor:  # (1,2,H,W)
 
 # %% ../../nbs/2_model/01_warp.ipynb #100017
 def check_pair(image: Tensor, displacement: Tensor) -> None:
-    "Raise a `ValueError` unless `image` is (B,C,H,W) and `displacement` (B,2,H,W) of the same B, H and W."
+    "`ValueError` unless `image` is (B,C,H,W) and `displacement` (B,2,H,W) of the same B, H and W."
     check_displacement(displacement)
-    if (
-        image.ndim != 4
-        or image.shape[0] != displacement.shape[0]
-        or image.shape[-2:] != displacement.shape[-2:]
-    ):
+    B, _, H, W = displacement.shape
+    if image.ndim != 4 or (len(image), *image.shape[2:]) != (B, H, W):
         raise ValueError(
-            f"image must be (B,C,H,W) and displacement (B,2,H,W) of the same B,H,W, got {tuple(image.shape)} and "
-            f"{tuple(displacement.shape)}; resample the displacement with torch.nn.functional.interpolate, its unit needs no change"
+            "image must be (B,C,H,W) and displacement (B,2,H,W) of the same B,H,W, "
+            f"got {tuple(image.shape)} and {tuple(displacement.shape)}; "
+            "resample the displacement with torch.nn.functional.interpolate, its unit needs no change"
         )
 
 # %% ../../nbs/2_model/01_warp.ipynb #100017-2
@@ -75,24 +78,17 @@ def warp(
     check_pair(image, displacement)
     dtype = torch.promote_types(
         image.dtype, torch.float32
-    )  # half precision cannot hold a coordinate to a hundredth of a pixel
+    )  # half precision can't hold a coordinate
     displacement = displacement.to(dtype)
     x, y = (identity_grid(*image.shape[-2:], displacement) + displacement).unbind(1)
-    out = remap(
-        image.to(dtype),
-        x,
-        y,
-        padding_mode="border",
-        align_corners=False,
-        normalized_coordinates=True,
-    )
-    return out.to(image.dtype)
+    settings = {"padding_mode": "border", "align_corners": False, "normalized_coordinates": True}
+    return remap(image.to(dtype), x, y, **settings).to(image.dtype)
 
 # %% ../../nbs/2_model/01_warp.ipynb #100025
 def to_motion(
     displacement: Tensor,  # (B,2,H,W), where the apex samples the onset
 ) -> Tensor:  # (B,2,H,W) in pixels, where the onset's points go
-    "Motion of the onset's points in pixels, to first order: `-to_pixels(displacement)`. Optical flow and truth are counted so."
+    "Motion of the onset's points in pixels, as optical flow and truth count it: to first order, minus the displacement."
     return -to_pixels(displacement)
 
 # %% ../../nbs/2_model/01_warp.ipynb #100025-2
@@ -103,6 +99,17 @@ def from_motion(
     return -from_pixels(motion_px)
 
 # %% ../../nbs/2_model/01_warp.ipynb #100028
+def corner_weight(
+    target: Tensor,  # (B,2,H,W), pixels
+    corner: Tensor,  # as target, whole pixels at most one away
+) -> Tensor:  # (B,H,W) in [0,1]
+    "The share of a pixel that a corner gets: bilinear, and nothing outside of the picture."
+    H, W = target.shape[-2:]
+    near_x, near_y = (1 - (target - corner).abs()).unbind(1)
+    x, y = corner.unbind(1)
+    return near_x * near_y * ((x >= 0) & (x < W) & (y >= 0) & (y < H))
+
+# %% ../../nbs/2_model/01_warp.ipynb #d1894b13
 def splat(
     image: Tensor,  # (B,C,H,W)
     displacement: Tensor,  # (B,2,H,W), 1.0 = half the width
@@ -110,25 +117,18 @@ def splat(
     "Forward warp, for comparison: every pixel is carried to `p + D(p)` and shared among the four pixels there."
     check_pair(image, displacement)
     B, C, H, W = image.shape
-    target = (identity_grid(H, W, displacement) + displacement + 1) * half_size(
-        displacement
-    ) - 0.5  # pixels
-    corner = target.floor()
+    position = identity_grid(H, W, displacement) + displacement + 1
+    target = position * half_size(displacement) - 0.5  # pixels
     total, weights = image.new_zeros(B, C, H * W), image.new_zeros(B, 1, H * W)
-    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        x, y = (corner + corner.new_tensor([dx, dy]).view(1, 2, 1, 1)).unbind(1)
-        weight = (
-            (1 - (target[:, 0] - x).abs())
-            * (1 - (target[:, 1] - y).abs())
-            * ((x >= 0) & (x < W) & (y >= 0) & (y < H))
-        )
+    for offset in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        corner = target.floor() + target.new_tensor(offset).view(1, 2, 1, 1)
+        weight = corner_weight(target, corner).to(image.dtype).view(B, 1, H * W)
+        x, y = corner.unbind(1)
         index = (y.clamp(0, H - 1) * W + x.clamp(0, W - 1)).long().view(B, 1, H * W)
-        weight = weight.to(image.dtype).view(B, 1, H * W)
         total = total.scatter_add(2, index.expand(B, C, -1), image.flatten(2) * weight)
         weights = weights.scatter_add(2, index, weight)
-    return torch.where(weights > 1e-3, total / weights.clamp(min=1e-3), image.flatten(2)).view_as(
-        image
-    )
+    shared = total / weights.clamp(min=1e-3)
+    return torch.where(weights > 1e-3, shared, image.flatten(2)).view_as(image)
 
 # %% ../../nbs/2_model/01_warp.ipynb #100035
 def magnify(

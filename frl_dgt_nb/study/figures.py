@@ -177,8 +177,7 @@ def collect_weights(
 def figure7(
     store: FaceStore | str | Path,  # aligned faces
     run: str | Path,  # finished run on them
-    rows: Sequence[int]
-    | None = None,  # clips of store.index, a column each; None: the mean of each class
+    rows: Sequence[int] | None = None,  # of store.index; None: the mean of each class
     data: FoldData | None = None,  # of `pair_data`, if it is at hand
 ) -> Figure:
     "Weights of the local fusion on the face, before and after the global fusion."

@@ -29,7 +29,7 @@ from ..model.warp import to_motion
 from ..pictures.pair import mean_vector
 from ..pictures.plots import patch_map, plot_heat
 from ..training.finished_run import fold_models, open_finished, pair_data, rows_of
-from ..training.metrics import subject_draws
+from ..training.metrics import RESAMPLING, Resampling, subject_draws
 from ..training.predict import predict_sides, prepare_sides
 from ..training.protocol import estimate, with_everyone
 from ..training.sampling import Batch
@@ -217,20 +217,18 @@ def clip_agreement(
 def agreement_table(
     table: pd.DataFrame,  # of `occlusion_table`
     effect: str = "drop",  # or drop_true
-    resamples: int = 2000,  # draws of subjects
-    level: float = 0.95,  # of the intervals
-    seed: int = 0,  # of draws and controls
+    resampling: Resampling = RESAMPLING,  # of the intervals; its seed also draws the controls
 ) -> pd.DataFrame:  # columns value, low, high; a row an explanation
     "Mean rank correlation of |effect| over the regions with what may explain it, and differences to the weight's."
     subjects = by_clip(table, "subject_id")[:, 0]
-    explained_by = explanations(table, subjects, np.random.default_rng(seed))
+    explained_by = explanations(table, subjects, np.random.default_rng(resampling.seed))
     agreement = clip_agreement(by_clip(table, effect).astype(float), explained_by)
     own = (subjects[:, None] == np.unique(subjects)).astype(float)  # (clips,subjects)
-    draws = with_everyone(subject_draws(own.shape[1], resamples, seed))
+    draws = with_everyone(subject_draws(own.shape[1], resampling.resamples, resampling.seed))
     rows = {}
     for name, values in agreement.items():
         means = draws @ (own.T @ values) / (draws @ own.sum(0))  # of the clips, once for each draw
-        rows[name] = estimate(means, level)
+        rows[name] = estimate(means, resampling.level)
     return pd.DataFrame(rows).T
 
 # %% ../../nbs/5_study/07_occlusion.ipynb #plot-drops

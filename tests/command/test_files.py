@@ -1,4 +1,4 @@
-"""Files whole or not at all: a real full disk where the system lets us make one, limits, torn and damaged files, files in the way."""
+"""Files whole or not at all: a disk that is really full, limits, torn and damaged files, files in the way."""
 
 import errno
 import json
@@ -21,6 +21,7 @@ from frl_dgt_nb.files import (
     reading,
     wait_for,
     write_atomic,
+    write_json,
     writing,
 )
 
@@ -84,9 +85,9 @@ def test_a_limit_of_size_is_an_error_and_leaves_nothing(tmp_path):
         from frl_dgt_nb.files import create_array, write_atomic, writing
         resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))
         folder = Path({str(tmp_path)!r})
-        for write in (lambda: create_array(folder / "a.npy", (100, 64, 64, 3)), lambda: write_atomic(folder / "b", bytes(10**6))):
+        for write, content in ((create_array, (100, 64, 64, 3)), (write_atomic, bytes(10**6))):
             try:
-                with writing(folder): write()
+                with writing(folder): write(folder / write.__name__, content)
             except ValueError as error: print(error)
     """)
     assert said.count(
@@ -160,6 +161,13 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         write_atomic(tmp_path / "a.json", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.json", b"old")]
+
+
+def test_json_is_read_as_it_was_written(tmp_path):
+    value = {"size": 256, "name": "m\u00fcller", "list": [1, 2.5, None, True], "inner": {}}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The readers against look-alikes of the official archives: every trap of every archive, the official counts, and what people point a reader at by mistake."""
+"""Look-alikes of every archive: the official counts, and what people point a reader at by mistake."""
 
 import re
 import shutil
@@ -61,7 +61,7 @@ def official(tmp_path_factory):
     return make_composite(tmp_path_factory.mktemp("official"), official=True, truth=True)
 
 
-# official sizes ---------------------------------------------------------------------------------------------------------------------
+# official sizes -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -148,7 +148,7 @@ def test_vanishing_subjects(official):
     )
 
 
-# CASME II ---------------------------------------------------------------------------------------------------------------------------
+# CASME II -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_what_a_mac_adds_to_a_zip_is_passed_over(tmp_path):
     assert labels(read_casme2(tmp_path)) == made.labels
 
 
-# SAMM -------------------------------------------------------------------------------------------------------------------------------
+# SAMM ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_the_same_sheet_beside_both_archives_is_one_sheet(tmp_path):
     assert labels(read_samm(tmp_path, sheet=tmp_path / "SAMM_CROP/copy.XLSX")) == made.labels
 
 
-# SMIC -------------------------------------------------------------------------------------------------------------------------------
+# SMIC ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -430,7 +430,7 @@ def test_smic_folders_that_are_no_clip(tmp_path):
     )
 
 
-# the composite ----------------------------------------------------------------------------------------------------------------------
+# the composite ------------------------------------------------------------------------------------
 
 
 def test_composite_of_the_worst_copies(tmp_path):
@@ -506,7 +506,7 @@ def test_a_part_that_is_missing_is_named(tmp_path, gone, words):
         read_composite(tmp_path)
 
 
-# wrong doors ------------------------------------------------------------------------------------------------------------------------
+# wrong doors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wanted", ["casme2", "samm", "smic", "composite", "folder"])

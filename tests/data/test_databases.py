@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frl_dgt_nb.data.archives import read_casme2, read_database
+from frl_dgt_nb.data.clips import list_frames
 from frl_dgt_nb.data.databases import (
     as_frame,
     as_text,
@@ -15,7 +16,6 @@ from frl_dgt_nb.data.databases import (
     find_books,
     find_subjects,
     folder_label,
-    list_frames,
     mend_offset,
     read_folder,
     walk,
@@ -259,7 +259,8 @@ def test_folder(tmp_path):
     frames = [(("01", "one"), range(8, 12)), (("01", "two"), range(1, 4))]
     own(
         tmp_path,
-        "\ufeffsubject, name,emotion,onset,apex,offset,action_units\n01,one,Happiness,8,10,11,12+R6\n01,two,others,1,2,3,\n01,three,disgust,1,2,3,\n",
+        "\ufeffsubject, name,emotion,onset,apex,offset,action_units\n"
+        "01,one,Happiness,8,10,11,12+R6\n01,two,others,1,2,3,\n01,three,disgust,1,2,3,\n",
         frames,
     )
     database = read_folder(tmp_path, name="mine")

@@ -1,4 +1,4 @@
-"""Faces: errors that name the file, transforms against a general solver, what alignment and registration do to known motion."""
+"""Faces: errors that name the file, transforms against a general solver, alignment and registration of known motion."""
 
 import sys
 
@@ -25,8 +25,8 @@ from frl_dgt_nb.data.faces import (
 
 
 @pytest.fixture(scope="module")
-def image():
-    clip = read_folder("data_samples").clips[0]
+def image(sample_clips):
+    clip = sample_clips.clips[0]
     return read_image(clip.frames[clip.onset_index])
 
 
@@ -182,7 +182,7 @@ def test_what_is_no_image(bad):
 
 def test_a_small_face_is_found_in_the_second_search(image, landmarks):
     small = cv2.resize(image, (60, 60), interpolation=cv2.INTER_AREA)
-    assert not faces.models()[0](small, 0)  # the first search alone would fail
+    assert not faces.dlib_models()[0](small, 0)  # the first search alone would fail
     assert np.abs(detect_landmarks(small) * 320 / 60 - landmarks).max() < 20
 
 
@@ -195,7 +195,7 @@ def test_the_largest_face_wins_on_either_side(image):
 
 
 def test_the_model_is_loaded_once_and_its_package_never_imported():
-    assert faces.models() is faces.models()
+    assert faces.dlib_models() is faces.dlib_models()
     assert "face_recognition_models" not in sys.modules
 
 

@@ -25,7 +25,6 @@ from frl_dgt_nb.data.curves import (
     strain,
     strain_size,
 )
-from frl_dgt_nb.data.databases import read_folder
 from frl_dgt_nb.data.faces import FaceNotFound, align, alignment_transform, detect_landmarks
 from frl_dgt_nb.data.preparation import prepare
 from frl_dgt_nb.data.spotting import (
@@ -45,14 +44,10 @@ from frl_dgt_nb.simulate.actions import envelope
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    whole = read_folder("data_samples")
-    return prepare(
-        replace(whole, clips=whole.clips[1:32:10]),
-        tmp_path_factory.mktemp("stores") / "store",
-        workers=1,
-        progress=False,
-    )
+def store(sample_clips, tmp_path_factory):
+    four = replace(sample_clips, clips=sample_clips.clips[1:32:10])
+    place = tmp_path_factory.mktemp("stores") / "store"
+    return prepare(four, place, workers=1, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -216,15 +211,15 @@ def test_noise_has_an_answer_in_order(landmarks, method):
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda f, l: (np.repeat(f[:1], 5, 0), l), "same picture"),
-        (lambda f, l: (f[:2], l), "3 frames at least"),
-        (lambda f, l: (f / 255.0, l), "uint8"),
-        (lambda f, l: (f[..., 0], l), r"wanted \(T,size,size,3\)"),
-        (lambda f, l: (f[:, :100], l), r"wanted \(T,size,size,3\)"),
-        (lambda f, l: (f, l[:5]), r"wanted \(68, 2\)"),
-        (lambda f, l: (f, l * np.nan), "finite"),
-        (lambda f, l: (f, l + 900), "outside the frames|inside the frames"),
-        (lambda f, l: (None, l), "wanted"),
+        (lambda frames, points: (np.repeat(frames[:1], 5, 0), points), "same picture"),
+        (lambda frames, points: (frames[:2], points), "3 frames at least"),
+        (lambda frames, points: (frames / 255.0, points), "uint8"),
+        (lambda frames, points: (frames[..., 0], points), r"wanted \(T,size,size,3\)"),
+        (lambda frames, points: (frames[:, :100], points), r"wanted \(T,size,size,3\)"),
+        (lambda frames, points: (frames, points[:5]), r"wanted \(68, 2\)"),
+        (lambda frames, points: (frames, points * np.nan), "finite"),
+        (lambda frames, points: (frames, points + 900), "outside the frames|inside the frames"),
+        (lambda frames, points: (None, points), "wanted"),
     ],
 )
 @pytest.mark.parametrize("method", METHODS)

@@ -15,7 +15,6 @@ from frl_dgt_nb.model.frldgt import FRLDGT, load_model, save_weights
 from frl_dgt_nb.model.sequence import (
     FRLDGTS,
     SEQUENCE_PRESETS,
-    TABLE3,
     TemporalFusion,
     build_model,
     load_sequence,
@@ -346,21 +345,6 @@ def test_levels_are_left_out_of_sequences_too():
         assert output.features.shape == (3, 32 if "full" in levels else 16) and (
             output.full_weights is None
         ) == ("full" not in levels)
-
-
-def test_table_3_is_the_papers():
-    assert {
-        (name, classes): figures
-        for name, rows in TABLE3.items()
-        for classes, figures in rows.items()
-    } == {
-        ("FRL-DGT", 4): (0.750, 0.732, 0.780),
-        ("FRL-DGT", 5): (0.748, 0.735, 0.757),
-        ("STRCN-A", 4): (0.542, None, 0.560),
-        ("FRL-DGT-S", 4): (0.562, 0.549, 0.643),
-        ("ELRCN", 5): (0.500, 0.440, 0.524),
-        ("FRL-DGT-S", 5): (0.543, 0.539, 0.594),
-    }
 
 
 def test_training_settings_of_sequences():

@@ -39,7 +39,9 @@ def axes():
 @given(MOTION)
 def test_flow_colors_are_colors(motion):
     colors = flow_colors(motion)
-    assert colors.shape == (5, 6, 3) and colors.min() >= 0 and colors.max() <= 1
+    assert colors.shape == (5, 6, 3)
+    assert colors.min() >= 0
+    assert colors.max() <= 1
 
 
 @settings(max_examples=50, deadline=None)
@@ -60,7 +62,8 @@ def test_flow_colors_can_be_read_back(angle, size):
         2, 1, 1
     )
     hue, saturation, value = rgb_to_hsv(flow_colors(motion, 1.0))[0, 0]
-    assert saturation == pytest.approx(size) and value == 1
+    assert saturation == pytest.approx(size)
+    assert value == 1
     assert ((hue * 360 + 30 - angle + 180) % 360 - 180) == pytest.approx(0, abs=1e-6)
 
 
@@ -111,12 +114,15 @@ def test_wheel_is_the_key():
     ax = plot_wheel(axes(), maximum=2.0)
     (image,) = ax.images
     x0, x1, y1, y0 = image.get_extent()
-    assert (x0, x1, y0, y1) == (-2, 2, -2, 2) and "px" in ax.get_xlabel()
+    assert (x0, x1, y0, y1) == (-2, 2, -2, 2)
+    assert "px" in ax.get_xlabel()
     data = np.asarray(image.get_array())
     assert np.allclose(
         data[190, 100, :3], flow_colors(np.array([0, 1.8]).reshape(2, 1, 1), 2.0)[0, 0]
     )  # row 190 of 201 is dy = 1.8: down
-    assert data[0, 0, 3] == 0 and data[100, 100, 3] == 1  # transparent outside of the rim
+    # transparent outside of the rim
+    assert data[0, 0, 3] == 0
+    assert data[100, 100, 3] == 1
 
 
 def test_lists_are_arrays():
@@ -124,7 +130,8 @@ def test_lists_are_arrays():
 
 
 def test_names_that_moved_are_still_here():
-    assert DOWN_IS_YELLOW == 30 and to_displacement(np.zeros((2, 3, 3))).shape == (2, 3, 3)
+    assert DOWN_IS_YELLOW == 30
+    assert to_displacement(np.zeros((2, 3, 3))).shape == (2, 3, 3)
 
 
 @pytest.mark.parametrize("vision", VISION)
@@ -138,8 +145,8 @@ def test_red_and_green_are_confused_and_blue_and_yellow_are_not():
         smallest_distance(["#CC3333", "#668019"], "deuteranopia")
         < 15
         < smallest_distance(["#CC3333", "#668019"])
-        and smallest_distance(["blue", "gold"], "deuteranopia") > 80
     )
+    assert smallest_distance(["blue", "gold"], "deuteranopia") > 80
     assert np.allclose(seen_as([[1, 0, 0]], "usual"), [[1, 0, 0]])
     with pytest.raises(ValueError, match="want one of usual"):
         seen_as([[0, 0, 0]], "cat")
@@ -149,17 +156,14 @@ def test_red_and_green_are_confused_and_blue_and_yellow_are_not():
 @pytest.mark.parametrize("vision", ["usual", "protanopia", "deuteranopia"])
 def test_classes_stay_apart(classes, limit, vision):
     "Distances in CIE Lab of the closest two; about 2 is just noticeable."
-    assert (
-        smallest_distance(class_colors(classes), vision) > limit
-        and smallest_distance(class_colors(classes), "tritanopia") > 15
-    )
+    assert smallest_distance(class_colors(classes), vision) > limit
+    assert smallest_distance(class_colors(classes), "tritanopia") > 15
 
 
 @pytest.mark.parametrize("classes", [3, 4, 5])
 def test_every_class_has_a_marker_of_its_own(classes):
-    assert len({CLASS_MARKERS[name] for name in class_names(classes)}) == classes and all(
-        name in CLASS_COLORS for name in class_names(classes)
-    )
+    assert len({CLASS_MARKERS[name] for name in class_names(classes)}) == classes
+    assert all(name in CLASS_COLORS for name in class_names(classes))
 
 
 def test_a_look_changes_what_is_made_inside_and_nothing_else():
@@ -170,6 +174,7 @@ def test_a_look_changes_what_is_made_inside_and_nothing_else():
     for kind in ("page", "projector"):
         with look(kind):
             sizes[kind] = plot_image(axes(), FACE, "t").title.get_fontsize()
-    assert sizes["projector"] > 1.4 * sizes["page"] and dict(mpl.rcParams) == before
+    assert sizes["projector"] > 1.4 * sizes["page"]
+    assert dict(mpl.rcParams) == before
     with pytest.raises(ValueError, match="page, projector"):
         look("wall")

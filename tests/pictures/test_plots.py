@@ -51,27 +51,24 @@ def test_displacement_shows_colors_arrows_and_their_scale():
     assert np.allclose(np.asarray(ax.images[0].get_array()), flow_colors(motion, 2.0))
     (quiver,) = ax.collections
     x, y = quiver.XY.T.astype(int)
-    assert (
-        len(x) == 64
-        and np.allclose(quiver.U, motion[0, y, x])
-        and np.allclose(quiver.V, motion[1, y, x])
-    )
-    assert (
-        1 / quiver.scale == pytest.approx(4) and "× 4" in ax.get_title()
-    )  # an arrow of the maximum is one step of eight pixels long
-    assert (
-        ax.yaxis_inverted() and "px" in ax.get_xlabel() and "2 px" in ax.child_axes[0].get_title()
-    )
+    assert len(x) == 64
+    assert np.allclose(quiver.U, motion[0, y, x])
+    assert np.allclose(quiver.V, motion[1, y, x])
+    # an arrow of the maximum is one step of eight pixels long
+    assert 1 / quiver.scale == pytest.approx(4)
+    assert "× 4" in ax.get_title()
+    assert ax.yaxis_inverted()
+    assert "px" in ax.get_xlabel()
+    assert "2 px" in ax.child_axes[0].get_title()
 
 
 def test_displacement_on_a_face_keeps_what_does_not_move():
     ax = plot_displacement(axes(), np.zeros((2, 64, 64)), FACE, arrows=0, wheel=False)
     drawn = np.asarray(ax.images[0].get_array())
-    assert (
-        np.ptp(drawn, axis=-1).max() == 0
-        and np.corrcoef(drawn[..., 0].ravel(), FACE.mean(-1).ravel())[0, 1] > 0.999
-    )
-    assert not ax.collections and not ax.child_axes
+    assert np.ptp(drawn, axis=-1).max() == 0
+    assert np.corrcoef(drawn[..., 0].ravel(), FACE.mean(-1).ravel())[0, 1] > 0.999
+    assert not ax.collections
+    assert not ax.child_axes
 
 
 def test_boxes_are_where_they_should_be():
@@ -105,10 +102,8 @@ def test_bad_boxes(boxes, weights, words):
 def test_weights_show_mean_heads_and_no_preference():
     weights = np.random.default_rng(0).dirichlet(np.ones(9), size=4)
     ax = plot_weights(axes(), torch.from_numpy(weights))
-    assert (
-        np.allclose([bar.get_height() for bar in ax.patches], weights.mean(0))
-        and ax.get_ylim()[0] == 0
-    )
+    assert np.allclose([bar.get_height() for bar in ax.patches], weights.mean(0))
+    assert ax.get_ylim()[0] == 0
     heads = np.stack([line.get_ydata() for line in ax.lines[:-1]], -1)
     assert np.allclose(heads.ravel(), weights.T.ravel()) or np.allclose(
         np.sort(heads.ravel()), np.sort(weights.ravel())
@@ -125,13 +120,10 @@ def test_evidence_is_four_panels_of_one_clip():
     weights = np.random.default_rng(0).dirichlet(np.ones(3), size=2)
     figure = plot_evidence(FACE, FACE[::-1], evidence(weights), maximum=4.0, title="a clip")
     onset, apex, motion, boxes = figure.axes[:4]
-    assert np.allclose(onset.images[0].get_array(), FACE / 255) and np.allclose(
-        apex.images[0].get_array(), FACE[::-1] / 255
-    )
-    assert (
-        np.allclose(motion.images[0].get_array(), flow_colors(np.ones((2, 64, 64)), 4.0))
-        and len(boxes.patches) == 3
-    )
+    assert np.allclose(onset.images[0].get_array(), FACE / 255)
+    assert np.allclose(apex.images[0].get_array(), FACE[::-1] / 255)
+    assert np.allclose(motion.images[0].get_array(), flow_colors(np.ones((2, 64, 64)), 4.0))
+    assert len(boxes.patches) == 3
     assert figure.get_suptitle() == "a clip"
 
 
@@ -142,8 +134,11 @@ def test_png_is_the_figure_and_fewer_bits_are_smaller():
         cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).astype(int)
         for data in (full, small)
     )
-    assert full.startswith(b"\x89PNG") and pixels.shape == (80, 120, 3) and len(small) < len(full)
-    assert np.abs(pixels - coarse).max() <= 9 and len(np.unique(coarse)) <= 16
+    assert full.startswith(b"\x89PNG")
+    assert pixels.shape == (80, 120, 3)
+    assert len(small) < len(full)
+    assert np.abs(pixels - coarse).max() <= 9
+    assert len(np.unique(coarse)) <= 16
 
 
 @settings(max_examples=30, deadline=None)
@@ -153,7 +148,8 @@ def test_shares_that_are_all_alike_are_one_everywhere(side, seed):
     low = draw.uniform(-4, 30, (3, 2))
     boxes = np.concatenate([low, low + draw.uniform(12, 30, (3, 2))], 1)
     found = patch_map(boxes, np.full((3, side**2), 1 / side**2), 64)
-    assert np.allclose(found[np.isfinite(found)], 1) and np.isfinite(found).any()
+    assert np.allclose(found[np.isfinite(found)], 1)
+    assert np.isfinite(found).any()
 
 
 def test_patches_lie_row_by_row_and_overlaps_are_averaged():
@@ -162,8 +158,10 @@ def test_patches_lie_row_by_row_and_overlaps_are_averaged():
     )
     assert [found[y, x] for y, x in ((2, 2), (2, 15), (15, 2), (25, 25))] == pytest.approx(
         [0.4, 0.8, 1.2, 1]
-    ) and found[15, 15] == pytest.approx((1.6 + 1) / 2)
-    assert np.isnan(found[31, 31]) and np.isnan(found[2, 25])
+    )
+    assert found[15, 15] == pytest.approx((1.6 + 1) / 2)
+    assert np.isnan(found[31, 31])
+    assert np.isnan(found[2, 25])
 
 
 @pytest.mark.parametrize("weights", [np.ones((2, 3)), np.ones((1, 4)), np.ones((2, 2, 4))])
@@ -176,13 +174,12 @@ def test_heat_holds_its_values_and_its_scale():
     values = np.linspace(-1, 3, 64 * 64).reshape(64, 64)
     ax = plot_heat(axes(), FACE, values, maximum=2, label="unit")
     face, heat = ax.images
-    assert (
-        np.allclose(heat.get_array(), values)
-        and heat.get_clim() == (0, 2)
-        and np.allclose(face.get_array(), FACE.mean(-1) / 255)
-    )
+    assert np.allclose(heat.get_array(), values)
+    assert heat.get_clim() == (0, 2)
+    assert np.allclose(face.get_array(), FACE.mean(-1) / 255)
     bar = next(other for other in ax.figure.axes if other is not ax)
-    assert bar.get_ylabel() == "unit" and heat.colorbar.extend == "max"
+    assert bar.get_ylabel() == "unit"
+    assert heat.colorbar.extend == "max"
     assert plot_heat(axes(), FACE, values, signed=True, label="").images[1].get_clim() == (-3, 3)
     with pytest.raises(ValueError, match="the same size"):
         plot_heat(axes(), FACE, values[:32])
@@ -190,7 +187,8 @@ def test_heat_holds_its_values_and_its_scale():
 
 def test_a_normalised_displacement_claims_no_pixels():
     ax = plot_displacement(axes(), np.ones((2, 64, 64)), maximum=1.5, arrows=0, wheel=False)
-    assert "×" not in ax.get_title() and not ax.child_axes
+    assert "×" not in ax.get_title()
+    assert not ax.child_axes
     assert add_wheel(ax, 1.5, "of its size").get_title() == "1.5 of its size"
 
 

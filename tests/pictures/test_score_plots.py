@@ -28,11 +28,12 @@ def test_confusion_prints_counts_and_shades_rows():
     matrix = np.array([[8, 2, 0], [1, 3, 0], [0, 0, 0]])
     ax = plot_confusion(axes(), matrix)
     shade = np.asarray(ax.images[0].get_array())
-    assert np.allclose(shade[0], [0.8, 0.2, 0]) and np.allclose(
-        shade[2], 0
-    )  # a class without clips doesn't divide by zero
+    # a class without clips doesn't divide by zero
+    assert np.allclose(shade[0], [0.8, 0.2, 0])
+    assert np.allclose(shade[2], 0)
     assert [text.get_text().split("\n")[0] for text in ax.texts] == [str(n) for n in matrix.ravel()]
-    assert ax.get_xlabel() == "predicted" and ax.get_ylabel() == "true"
+    assert ax.get_xlabel() == "predicted"
+    assert ax.get_ylabel() == "true"
     with pytest.raises(ValueError, match=r"want \(C,C\)"):
         plot_confusion(axes(), [[1, 2]])
 
@@ -40,9 +41,8 @@ def test_confusion_prints_counts_and_shades_rows():
 def test_curves_show_mean_and_range_and_skip_what_is_missing():
     folds = np.array([[1.0, 2, 3], [3, np.nan, 5]])
     ax = plot_curves(axes(), {"loss": folds})
-    assert np.allclose(ax.lines[0].get_xdata(), [1, 2, 3]) and np.allclose(
-        ax.lines[0].get_ydata(), [2, 2, 4]
-    )
+    assert np.allclose(ax.lines[0].get_xdata(), [1, 2, 3])
+    assert np.allclose(ax.lines[0].get_ydata(), [2, 2, 4])
     low, high = ax.collections[0].get_paths()[0].get_extents().intervaly
     assert (low, high) == (1, 5)
 
@@ -54,18 +54,14 @@ def test_intervals_stand_where_the_scores_say():
     )
     ax = plot_intervals(axes(), scores, 0.33, xlabel="UAR")
     segments = ax.collections[0].get_segments()
-    assert np.allclose(
-        [segment[:, 0] for segment in segments], [[0.7, 0.95], [0.5, 0.65]]
-    ) and np.allclose([segment[0, 1] for segment in segments], [0, 1])
+    assert np.allclose([segment[:, 0] for segment in segments], [[0.7, 0.95], [0.5, 0.65]])
+    assert np.allclose([segment[0, 1] for segment in segments], [0, 1])
     lines = {line.get_label(): line for line in ax.lines}
-    assert np.allclose(lines["the paper"].get_xdata(), [0.81, np.nan], equal_nan=True) and lines[
-        "chance"
-    ].get_xdata() == [0.33, 0.33]
-    assert (
-        [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
-        and ax.yaxis_inverted()
-        and ax.get_xlabel() == "UAR"
-    )
+    assert np.allclose(lines["the paper"].get_xdata(), [0.81, np.nan], equal_nan=True)
+    assert lines["chance"].get_xdata() == [0.33, 0.33]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.yaxis_inverted()
+    assert ax.get_xlabel() == "UAR"
 
 
 @pytest.mark.parametrize(
@@ -87,11 +83,9 @@ def test_intervals_of_nothing_published_have_no_diamonds():
 
 
 def test_points_have_the_colour_of_their_class_and_rings_where_held_out():
-    points, labels, held = (
-        np.arange(12.0).reshape(6, 2),
-        np.array([0, 0, 1, 1, 2, 2]),
-        np.array([0, 1, 0, 0, 0, 1], bool),
-    )
+    points = np.arange(12.0).reshape(6, 2)
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    held = np.array([0, 1, 0, 0, 0, 1], bool)
     lines = {line.get_label(): line for line in plot_points(axes(), points, labels, held).lines}
     assert set(lines) == {
         "negative",
@@ -100,14 +94,10 @@ def test_points_have_the_colour_of_their_class_and_rings_where_held_out():
         "surprise",
         "surprise, held out",
     }
-    assert (
-        np.allclose(lines["surprise, held out"].get_xydata(), points[5:])
-        and lines["surprise, held out"].get_markerfacecolor() == "none"
-    )
-    assert (
-        lines["positive"].get_color() == CLASS_COLORS["positive"]
-        and lines["positive"].get_marker() == CLASS_MARKERS["positive"]
-    )
+    assert np.allclose(lines["surprise, held out"].get_xydata(), points[5:])
+    assert lines["surprise, held out"].get_markerfacecolor() == "none"
+    assert lines["positive"].get_color() == CLASS_COLORS["positive"]
+    assert lines["positive"].get_marker() == CLASS_MARKERS["positive"]
     with pytest.raises(ValueError, match="a mark each"):
         plot_points(axes(), points, labels[:5])
 
@@ -122,9 +112,8 @@ def test_certainty_is_a_corner_and_no_idea_the_centre(classes):
         names,
     )
     drawn = {line.get_label(): line.get_xydata() for line in ax.lines}
-    assert np.allclose(drawn[names[0]], [corners(classes)[0], (0, 0)]) and all(
-        np.allclose(drawn[names[k]], corners(classes)[k]) for k in range(1, classes)
-    )
+    assert np.allclose(drawn[names[0]], [corners(classes)[0], (0, 0)])
+    assert all(np.allclose(drawn[names[k]], corners(classes)[k]) for k in range(1, classes))
     assert {text.get_text() for text in ax.texts} == set(names)
 
 
@@ -142,11 +131,9 @@ def test_a_map_keeps_neighbours_and_its_seed():
     features = np.random.default_rng(0).normal(size=(30, 5)) * 0.1 + labels[:, None]
     places = embed(features)
     near = np.linalg.norm(places[:, None] - places[None], axis=-1) + 1e9 * np.eye(30)
-    assert (
-        (labels[near.argmin(1)] == labels).all()
-        and np.allclose(embed(features), places)
-        and np.isfinite(embed(np.ones((6, 3)))).all()
-    )
+    assert (labels[near.argmin(1)] == labels).all()
+    assert np.allclose(embed(features), places)
+    assert np.isfinite(embed(np.ones((6, 3)))).all()
     assert "no unit" in plot_embedding(axes(), features, labels).get_xlabel()
     with pytest.raises(ValueError, match="four or more"):
         embed(features[:3])

@@ -25,20 +25,20 @@ from frl_dgt_nb.simulate.actions import (
     COMBINATIONS,
     DISTRACTORS,
     Actions,
-    random_actions,
     envelope,
     facial_actions,
     parse_code,
+    random_actions,
 )
 from frl_dgt_nb.simulate.render import can_render, project, seen_at, true_displacement
 from frl_dgt_nb.simulate.samples import (
     NECK,
     action_field,
-    random_drift,
     expose,
     fresh_folder,
     main,
     pose,
+    random_drift,
     simulate_clip,
     unit_field,
 )
@@ -94,7 +94,7 @@ def test_a_side_takes_its_own_half_of_the_actions():
 
 @given(st.sampled_from(sorted(COMBINATIONS)), st.integers(0, 2**32 - 1), st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_drawn_actions_are_within_their_ranges(emotion, seed, distract):
+def test_random_actions_are_within_their_ranges(emotion, seed, distract):
     actions = random_actions(emotion, np.random.default_rng(seed), distract)
     assert actions.code in COMBINATIONS[emotion] and set(actions.weights) == set(
         actions.code.split("+")
@@ -147,13 +147,16 @@ def test_noise_has_the_asked_spread():
 # geometry
 
 
+def distances(points):
+    return np.linalg.norm(points[:, None] - points[None], axis=-1)
+
+
 @needs_anny
 def test_pose_turns_about_the_neck():
     points = np.random.default_rng(0).normal(size=(5, 3))
     np.testing.assert_allclose(pose(NECK[None], (10, 20, 30), (0, 0, 0))[0], NECK)
     moved = pose(points, (5, -3, 2), (0.1, 0.2, 0.3))
-    distance = lambda p: np.linalg.norm(p[:, None] - p[None], axis=-1)
-    np.testing.assert_allclose(distance(moved), distance(points))
+    np.testing.assert_allclose(distances(moved), distances(points))
 
 
 @needs_anny
@@ -165,9 +168,8 @@ def test_rigid_motions_have_their_analytic_displacement(person, size, step):
     turn = pose(head, (0, 0, 3), (0.02, -0.01, 0))
     matrix = Rotation.from_euler("z", 3, degrees=True).as_matrix()
     y, x = np.mgrid[:size:step, :size:step]
-    space = (
-        np.stack([(x + 0.5) / size * 2 - 1, 1 - (y + 0.5) / size * 2, 0 * x], -1) * 1.05
-    )  # pixels back to decimetres
+    # pixels back to decimetres
+    space = np.stack([(x + 0.5) / size * 2 - 1, 1 - (y + 0.5) / size * 2, 0 * x], -1) * 1.05
     gone = (space - NECK) @ matrix.T + NECK + [0.02, -0.01, 0]
     expected = (project(gone.reshape(-1, 3), size) - project(space.reshape(-1, 3), size)).reshape(
         *x.shape, 2
@@ -241,21 +243,15 @@ def test_truth_explains_the_apex(filmed):
 
     _, _, (clip, _) = filmed
     onset, apex = clip.clean.astype(np.float32)
-    size, grid = (
-        len(onset),
-        np.stack(np.meshgrid(*[np.arange(len(onset), dtype=np.float32)] * 2), -1),
-    )
-    dense = cv2.remap(
-        np.float32(clip.displacement),
-        grid / 4,
-        None,
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+    grid = np.stack(np.meshgrid(*[np.arange(len(onset), dtype=np.float32)] * 2), -1)
+    how = dict(interpolation=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    dense = cv2.remap(np.float32(clip.displacement), grid / 4, None, **how)
     moving = np.linalg.norm(dense, axis=-1) > 0.2
-    error = lambda field: np.abs(cv2.remap(apex, grid + field, None, cv2.INTER_CUBIC) - onset)[
-        moving
-    ].mean()
+
+    def error(field):
+        pulled = cv2.remap(apex, grid + field, None, cv2.INTER_CUBIC)
+        return np.abs(pulled - onset)[moving].mean()
+
     assert moving.mean() > 0.02 and error(dense) < 0.7 * error(0 * dense) < error(-dense)
 
 

@@ -21,6 +21,7 @@ from frl_dgt_nb.study.occlusion import (
     repeat_pairs,
 )
 from frl_dgt_nb.training.finished_run import fold_models, open_finished
+from frl_dgt_nb.training.metrics import Resampling
 from frl_dgt_nb.training.predict import box_mask, freeze
 from frl_dgt_nb.training.sampling import Batch
 from frl_dgt_nb.widgets.head_weights import both_weights
@@ -56,50 +57,46 @@ def test_many_boxes_at_once_are_each_alone(seed):
 
 def test_where_nobody_sees_frames_there_are_none():
     box = torch.tensor([[0.0, 0, 3, 3]]).expand(2, 4)
-    frozen = freeze(Batch(None, None, box, displacement=torch.ones(2, 2, 8, 8)), box_mask(box, 8, 8))
-    assert frozen.apex is None and frozen.displacement.sum() == 2 * 2 * (64 - 16)
+    frozen = freeze(
+        Batch(None, None, box, displacement=torch.ones(2, 2, 8, 8)), box_mask(box, 8, 8)
+    )
+    assert frozen.apex is None
+    assert frozen.displacement.sum() == 2 * 2 * (64 - 16)
 
 
 @pytest.mark.parametrize("kind", ["guided", "plain"])
 def test_table_says_what_the_inspector_says(kind):
-    "One pair, region by region, by other code; and with nothing frozen, what the run itself says, its mirror image averaged where it has one."
+    "One pair, region by region, by other code; with nothing frozen it is what the run says, mirror image or not."
     store, run = small_store(), finished_run(kind)
-    found = open_finished(store, run)
-    _, model = next(fold_models(found))
+    finished = open_finished(store, run)
+    _, model = next(fold_models(finished))
     assert model.config.mirror == (kind == "guided")
     table = occlusion_table(store, run, progress=False)
     view = PairView(store, 2, model=model)
     whole, weights = ask(view, view.boxes)
     frozen = np.stack([ask(view, view.boxes, k)[0] for k in range(9)])
     part = table[table.clip_id == store.index.clip_id[2]]
-    assert np.allclose(
-        part["drop"], (whole - frozen)[:, whole.argmax()], atol=1e-4
-    ) and np.allclose(part.weight, weights, atol=1e-4)
+    assert np.allclose(part["drop"], (whole - frozen)[:, whole.argmax()], atol=1e-4)
+    assert np.allclose(part.weight, weights, atol=1e-4)
     assert np.allclose(part.drop_true, (whole - frozen)[:, store.index.label[2]], atol=1e-4)
-    assert (part.changed == (frozen.argmax(1) != whole.argmax())).all() and (
-        part.prediction == whole.argmax()
-    ).all()
-    assert np.allclose(whole, found.table.filter(regex="^p_").iloc[2], atol=1e-4) and np.allclose(
-        both_weights(view)[2], whole, atol=1e-6
-    )
+    assert (part.changed == (frozen.argmax(1) != whole.argmax())).all()
+    assert (part.prediction == whole.argmax()).all()
+    assert np.allclose(whole, finished.table.filter(regex="^p_").iloc[2], atol=1e-4)
+    assert np.allclose(both_weights(view)[2], whole, atol=1e-6)
 
 
 def test_table_has_a_row_a_clip_and_region(table):
     store = small_store()
-    assert (
-        len(table) == 9 * 12
-        and list(table.clip_id[::9]) == list(store.index.clip_id)
-        and (table.label[::9].to_numpy() == store.index.label).all()
-    )
-    assert np.allclose(table.groupby("clip_id").weight.sum(), 1, atol=1e-4) and table.region[
-        :9
-    ].tolist() == ["1L", "1R", "2", "3L", "3R", "4", "5L", "5R", "6"]
+    assert len(table) == 9 * 12
+    assert list(table.clip_id[::9]) == list(store.index.clip_id)
+    assert (table.label[::9].to_numpy() == store.index.label).all()
+    assert np.allclose(table.groupby("clip_id").weight.sum(), 1, atol=1e-4)
+    assert table.region[:9].tolist() == ["1L", "1R", "2", "3L", "3R", "4", "5L", "5R", "6"]
     predicted = pd.read_parquet(finished_run() / "predictions.parquet").prediction
     assert (table.prediction[::9].to_numpy() == predicted).all()
     same = table.prediction == table.label
-    assert (
-        np.allclose(table["drop"][same], table.drop_true[same]) and table["drop"].abs().max() > 1e-5
-    )
+    assert np.allclose(table["drop"][same], table.drop_true[same])
+    assert table["drop"].abs().max() > 1e-5
     boxes = au_boxes(torch.as_tensor(store.landmarks[:1]))[0].numpy()
     assert table.area[8] == pytest.approx(
         (boxes[8, 2] - boxes[8, 0]) * (boxes[8, 3] - boxes[8, 1]) / 256**2, rel=1e-3
@@ -108,37 +105,31 @@ def test_table_has_a_row_a_clip_and_region(table):
 
 def test_motion_and_truth_are_means_within_the_box(table):
     store = small_store()
-    truth, boxes = (
-        store.truth(4),
-        au_boxes(torch.as_tensor(store.landmarks[4:5]))[0].numpy().round().astype(int),
-    )
+    truth = store.truth(4)
+    boxes = au_boxes(torch.as_tensor(store.landmarks[4:5]))[0].numpy().round().astype(int)
     means = [np.hypot(*truth)[y0 : y1 + 1, x0 : x1 + 1].mean() for x0, y0, x1, y1 in boxes]
-    assert np.allclose(table.truth[4 * 9 : 5 * 9], means, rtol=1e-4) and (table.motion > 0).all()
+    assert np.allclose(table.truth[4 * 9 : 5 * 9], means, rtol=1e-4)
+    assert (table.motion > 0).all()
 
 
 def test_twins_are_random_but_not_by_accident(table):
     other = occlusion_table(small_store(), finished_run(), seed=1, progress=False)
-    assert not np.allclose(other.control, table.control) and np.allclose(
-        other["drop"], table["drop"], atol=1e-6
-    )
+    assert not np.allclose(other.control, table.control)
+    assert np.allclose(other["drop"], table["drop"], atol=1e-6)
     boxes = torch.tensor([[[0.0, 0, 9, 9], [50, 50, 99, 99]]])
     assert torch.equal(*(random_boxes(boxes, np.random.default_rng(0)) for _ in range(2)))
 
 
 def test_a_model_without_levels_and_direction():
-    "A dynamic image has no motion to measure; a grid's boxes have numbers; weights are all alike, and agree with nothing."
+    "A dynamic image has no motion to measure; a grid's boxes have numbers; equal weights agree with nothing."
     table = occlusion_table(small_store(), finished_run("bare"), progress=False)
-    assert (
-        table.motion.isna().all()
-        and table.region[:9].tolist() == list("123456789")
-        and np.allclose(table.weight, 1 / 9, atol=1e-5)
-    )
-    agreed = agreement_table(table, resamples=50)
-    assert (
-        agreed.value["weight"] == pytest.approx(0, abs=0.3)
-        and "motion, module" not in agreed.index
-        and "motion, truth" in agreed.index
-    )
+    assert table.motion.isna().all()
+    assert table.region[:9].tolist() == list("123456789")
+    assert np.allclose(table.weight, 1 / 9, atol=1e-5)
+    agreed = agreement_table(table, resampling=Resampling(50))
+    assert agreed.value["weight"] == pytest.approx(0, abs=0.3)
+    assert "motion, module" not in agreed.index
+    assert "motion, truth" in agreed.index
 
 
 @settings(max_examples=40, deadline=None)
@@ -149,9 +140,8 @@ def test_twins_have_the_size_of_the_box_and_stay_on_the_face(seed):
     assert torch.allclose(
         twins[..., 2:] - twins[..., :2], boxes[..., 2:] - boxes[..., :2], atol=1e-3
     )
-    assert (twins[..., :2] >= boxes[..., :2].amin(1, keepdim=True) - 1e-3).all() and (
-        twins[..., 2:] <= boxes[..., 2:].amax(1, keepdim=True) + 1e-3
-    ).all()
+    assert (twins[..., :2] >= boxes[..., :2].amin(1, keepdim=True) - 1e-3).all()
+    assert (twins[..., 2:] <= boxes[..., 2:].amax(1, keepdim=True) + 1e-3).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -162,10 +152,8 @@ def test_correlation_is_that_of_scipy(seed):
 
 
 def test_nothing_agrees_with_what_is_all_alike():
-    assert rank_correlation(np.ones((2, 9)), np.random.default_rng(0).random((2, 9))).tolist() == [
-        0,
-        0,
-    ]
+    agreed = rank_correlation(np.ones((2, 9)), np.random.default_rng(0).random((2, 9)))
+    assert agreed.tolist() == [0, 0]
 
 
 def made(weight, drop, clips=24):
@@ -187,41 +175,33 @@ def made(weight, drop, clips=24):
 
 def test_agreement_tells_knowing_from_guessing():
     draw = np.random.default_rng(0)
-    drop, noise, regions = (
-        draw.normal(size=(24, 9)),
-        draw.random((24, 9)),
-        np.tile(np.arange(9.0), (24, 1)),
-    )
+    drop = draw.normal(size=(24, 9))
+    noise = draw.random((24, 9))
+    regions = np.tile(np.arange(9.0), (24, 1))
     own, none, general = (
-        agreement_table(made(weight, effect), resamples=300)
+        agreement_table(made(weight, effect), resampling=Resampling(300))
         for weight, effect in ((np.abs(drop), drop), (noise, drop), (regions, regions))
     )
-    assert (
-        own.value["weight"] == pytest.approx(1)
-        and own.low["weight"] == pytest.approx(1)
-        and abs(own.value["weight of another clip"]) < 0.25
-    )
-    assert (
-        none.low["weight"] < 0 < none.high["weight"] and abs(none.value["weights permuted"]) < 0.25
-    )
-    assert (
-        none.value["motion, module"] == pytest.approx(1)
-        and none.high["weight less motion, module"] < 0
-        and "motion, truth" not in none.index
-    )
-    assert general.value["weight of another clip"] == pytest.approx(1) and general.value[
-        "weight less weight of another clip"
-    ] == pytest.approx(0)
-    assert (own.low <= own.value + 1e-9).all() and (own.value <= own.high + 1e-9).all()
+    assert own.value["weight"] == pytest.approx(1)
+    assert own.low["weight"] == pytest.approx(1)
+    assert abs(own.value["weight of another clip"]) < 0.25
+    assert none.low["weight"] < 0 < none.high["weight"]
+    assert abs(none.value["weights permuted"]) < 0.25
+    assert none.value["motion, module"] == pytest.approx(1)
+    assert none.high["weight less motion, module"] < 0
+    assert "motion, truth" not in none.index
+    assert general.value["weight of another clip"] == pytest.approx(1)
+    assert general.value["weight less weight of another clip"] == pytest.approx(0)
+    assert (own.low <= own.value + 1e-9).all()
+    assert (own.value <= own.high + 1e-9).all()
 
 
 def test_agreement_is_the_mean_over_clips():
     draw = np.random.default_rng(1)
     weight, drop = draw.random((24, 9)), draw.normal(size=(24, 9))
     expected = np.mean([spearmanr(w, np.abs(d))[0] for w, d in zip(weight, drop)])
-    assert agreement_table(made(weight, drop), resamples=10).value["weight"] == pytest.approx(
-        expected
-    )
+    agreed = agreement_table(made(weight, drop), resampling=Resampling(10))
+    assert agreed.value["weight"] == pytest.approx(expected)
 
 
 def test_another_clip_is_of_another_subject():
@@ -234,15 +214,14 @@ def test_picture_holds_weights_and_effects(table):
     figure = plot_occlusion(store, table, 3)
     part = table[table.clip_id == store.index.clip_id[3]]
     line = figure.axes[2].get_lines()[-1]
-    assert np.allclose(line.get_xdata(), part.weight) and np.allclose(
-        line.get_ydata(), part["drop"]
-    )
+    assert np.allclose(line.get_xdata(), part.weight)
+    assert np.allclose(line.get_ydata(), part["drop"])
     assert {text.get_text() for text in figure.axes[2].texts} == set(part.region)
     effect = figure.axes[1].images[1]
     low, high = effect.get_clim()
+    assert low == pytest.approx(-high)
     assert (
-        low == pytest.approx(-high)
-        and np.nanmax(np.abs(np.ma.filled(effect.get_array(), np.nan)))
+        np.nanmax(np.abs(np.ma.filled(effect.get_array(), np.nan)))
         <= np.abs(part["drop"]).max() + 1e-6
     )
     with pytest.raises(ValueError, match="nothing about"):

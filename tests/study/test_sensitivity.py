@@ -1,4 +1,4 @@
-"""A finished run asked again answers as it did; moments move by what they should, stay in the clip, and the table counts what moved."""
+"""A finished run asked again answers as it did; moments move as they should, in the clip; the table counts moves."""
 
 import json
 import shutil
@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from frl_dgt_nb.data.spotting import spot_store
 from frl_dgt_nb.study import sensitivity
 from frl_dgt_nb.study.sensitivity import (
-    PAPER_SCORES,
     answers_to,
     plot_sensitivity,
     questions,
@@ -39,29 +38,27 @@ def stored(run):
 @pytest.mark.parametrize("kind", ["guided", "plain", "bare"])
 def test_labelled_pairs_give_what_the_run_stored(kind):
     "Whatever the module, the boxes and the levels; with the mirror image where the run has it."
-    store, found = small_store(), open_finished(small_store(), finished_run(kind))
-    chances = ask_folds(found, np.arange(len(store)), store.index.onset, store.index.apex)
-    assert np.allclose(chances, stored(found.run), atol=1e-5)
+    store = small_store()
+    finished = open_finished(store, finished_run(kind))
+    chances = ask_folds(finished, np.arange(len(store)), store.index.onset, store.index.apex)
+    assert np.allclose(chances, stored(finished.run), atol=1e-5)
 
 
 def test_order_and_repetition_of_questions_change_nothing():
-    store, found = small_store(), open_finished(small_store(), finished_run())
+    store = small_store()
+    finished = open_finished(store, finished_run())
     rows = np.array([11, 3, 3, 0, 9])
-    chances = ask_folds(found, rows, store.index.onset[rows], store.index.apex[rows])
-    assert np.allclose(chances, stored(found.run)[rows], atol=1e-5)
+    chances = ask_folds(finished, rows, store.index.onset[rows], store.index.apex[rows])
+    assert np.allclose(chances, stored(finished.run)[rows], atol=1e-5)
 
 
 def test_weights_of_all_clips_are_shares_and_of_the_right_fold():
-    found = open_finished(small_store(), finished_run())
-    inside = look_inside_folds(found)
-    assert (
-        inside["local"].shape == (12, 9, 2, 4)
-        and inside["whole"].shape == (12, 2, 9)
-        and inside["features"].shape == (12, 32)
-    )
-    assert np.allclose(inside["local"].sum(-1), 1, atol=1e-5) and np.allclose(
-        inside["whole"].sum(-1), 1, atol=1e-5
-    )
+    inside = look_inside_folds(open_finished(small_store(), finished_run()))
+    assert inside["local"].shape == (12, 9, 2, 4)
+    assert inside["whole"].shape == (12, 2, 9)
+    assert inside["features"].shape == (12, 32)
+    assert np.allclose(inside["local"].sum(-1), 1, atol=1e-5)
+    assert np.allclose(inside["whole"].sum(-1), 1, atol=1e-5)
 
 
 def test_runs_that_cannot_be_asked(tmp_path):
@@ -132,21 +129,21 @@ CLIPS = st.lists(
 @given(CLIPS, st.sampled_from(["onset", "apex"]), st.floats(-0.9, 0.9))
 def test_shifted_moments_stay_in_order_and_in_the_clip(index, moment, share):
     onset, apex = shifted(index, moment, share)
-    assert (0 <= onset).all() and (onset < apex).all() and (apex < index.n_frames).all()
+    assert (0 <= onset).all()
+    assert (onset < apex).all()
+    assert (apex < index.n_frames).all()
     moved, kept = (onset, apex) if moment == "onset" else (apex, onset)
     assert (kept == index["apex" if moment == "onset" else "onset"]).all()
     way = moved - index[moment]
-    assert (way * share >= 0).all() and (
-        np.abs(way) <= np.abs(share) * (index.apex - index.onset) + 0.5 + 1e-6
-    ).all()
+    assert (way * share >= 0).all()
+    assert (np.abs(way) <= np.abs(share) * (index.apex - index.onset) + 0.5 + 1e-6).all()
 
 
 def test_three_frames_are_ten_percent_of_thirty():
     "The paper's own example; half a frame goes up, and an apex never passes its clip."
     index = pd.DataFrame({"onset": [5, 5, 5], "apex": [35, 10, 9], "n_frames": [100, 100, 10]})
-    assert shifted(index, "onset", 0.1)[0].tolist() == [8, 6, 5] and shifted(index, "onset", -0.1)[
-        0
-    ].tolist() == [2, 4, 5]
+    assert shifted(index, "onset", 0.1)[0].tolist() == [8, 6, 5]
+    assert shifted(index, "onset", -0.1)[0].tolist() == [2, 4, 5]
     assert shifted(index, "apex", 0.3)[1].tolist() == [44, 12, 9]
     with pytest.raises(ValueError, match="want onset or apex"):
         shifted(index, "offset", 0.1)
@@ -159,12 +156,10 @@ def test_bad_shares(shares):
 
 
 def test_spotted_apexes_are_those_of_spot_store_and_are_kept(tmp_path):
-    store, journal = (
-        pairs_store(
-            small_store(), range(5), *small_store().index[["onset", "apex"]][:5].to_numpy().T
-        ),
-        tmp_path / "spots.jsonl",
+    store = pairs_store(
+        small_store(), range(5), *small_store().index[["onset", "apex"]][:5].to_numpy().T
     )
+    journal = tmp_path / "spots.jsonl"
     found = spotted_apexes(store, journal)
     assert (
         found.tolist()
@@ -175,7 +170,8 @@ def test_spotted_apexes_are_those_of_spot_store_and_are_kept(tmp_path):
     journal.write_text(
         "\n".join(kept[:5] + [json.dumps([store.index.clip_id[4], [2, "spotted"]])]) + "\n"
     )  # as an interrupted search leaves it, with a mark in it
-    assert found[4] != 2 and spotted_apexes(store, journal)[4] == 2
+    assert found[4] != 2
+    assert spotted_apexes(store, journal)[4] == 2
 
 
 @pytest.fixture(scope="module")
@@ -198,13 +194,13 @@ def table():
 
 def test_table_is_what_the_answers_say(table):
     "Each row scored again by hand from the probabilities."
-    store, found = small_store(), open_finished(small_store(), finished_run())
+    store = small_store()
+    finished = open_finished(store, finished_run())
     assert len(table) == 1 + 2 * 2 * 3 + 1
     labelled = table.iloc[0]
-    predicted = stored(found.run).argmax(1)
-    assert labelled.uf1 == pytest.approx(
-        uf1(store.index.label, predicted)
-    ) and labelled.uar == pytest.approx(uar(store.index.label, predicted))
+    predicted = stored(finished.run).argmax(1)
+    assert labelled.uf1 == pytest.approx(uf1(store.index.label, predicted))
+    assert labelled.uar == pytest.approx(uar(store.index.label, predicted))
     assert (labelled.uf1_low, labelled.uf1_high) == pytest.approx(
         interval(
             store.index.label, predicted, store.index.subject_id, uf1, resampling=Resampling(200)
@@ -215,13 +211,11 @@ def test_table_is_what_the_answers_say(table):
         (table.moment == "apex") & (table.share == 0.4) & (table.direction == "earlier")
     ].iloc[0]
     assert row.uf1 == pytest.approx(
-        uf1(store.index.label, ask_folds(found, np.arange(12), onset, apex).argmax(1))
+        uf1(store.index.label, ask_folds(finished, np.arange(12), onset, apex).argmax(1))
     )
-    assert (
-        row.frames == pytest.approx((store.index.apex - apex).abs().mean())
-        and row.moved == pytest.approx((store.index.apex != apex).mean())
-        and row.moved > 0
-    )
+    assert row.frames == pytest.approx((store.index.apex - apex).abs().mean())
+    assert row.moved == pytest.approx((store.index.apex != apex).mean())
+    assert row.moved > 0
 
 
 def test_a_run_of_other_code_is_warned_about(tmp_path):
@@ -257,18 +251,13 @@ def test_the_papers_figures_stand_where_they_belong(table):
     assert table.frames.iloc[-1] == pytest.approx(
         (small_store().index.offset - small_store().index.apex).mean()
     )
-    assert (
-        table.paper_uf1[0] == 0.919
-        and table.paper_uar.iloc[-1] == 0.648
-        and table.moment.iloc[-1] == "spotted"
-    )
-    told = table[(table.share == 0.2) & (table.direction == "both")].set_index("moment")
-    assert (
-        told.paper_uf1.to_dict() == {"onset": 0.817, "apex": 0.83}
-        and table[table.direction == "later"].paper_uf1.isna().all()
-        and table[table.share == 0.4].paper_uf1.isna().all()
-    )
-    assert len(PAPER_SCORES) == 8
+    assert table.paper_uf1[0] == 0.919
+    assert table.paper_uar.iloc[-1] == 0.648
+    assert table.moment.iloc[-1] == "spotted"
+    both = table[(table.share == 0.2) & (table.direction == "both")].set_index("moment")
+    assert both.paper_uf1.to_dict() == {"onset": 0.817, "apex": 0.83}
+    assert table[table.direction == "later"].paper_uf1.isna().all()
+    assert table[table.share == 0.4].paper_uf1.isna().all()
 
 
 def test_different_pairs_are_asked_once(monkeypatch):
@@ -286,29 +275,22 @@ def test_different_pairs_are_asked_once(monkeypatch):
     assert (
         said == asked[["row", "onset", "apex"]].to_numpy()
     ).all()  # each question gets its own pair's answer
-    assert (
-        seen == [len(asked[["row", "onset", "apex"]].drop_duplicates())]
-        and seen[0] < len(asked) / 2
-    )
+    assert seen == [len(asked[["row", "onset", "apex"]].drop_duplicates())]
+    assert seen[0] < len(asked) / 2
 
 
 def test_picture_and_text_hold_the_table(table):
     figure = plot_sensitivity(table, "uar")
     onset, apex = figure.axes
-    run, paper = (
-        onset.get_lines()[0],
-        next(line for line in onset.get_lines() if "paper" in line.get_label()),
-    )
-    assert run.get_xdata().tolist() == [-40, -20, 0, 20, 40] and run.get_ydata()[
-        2
-    ] == pytest.approx(table.uar[0])
+    run = onset.get_lines()[0]
+    paper = next(line for line in onset.get_lines() if "paper" in line.get_label())
+    assert run.get_xdata().tolist() == [-40, -20, 0, 20, 40]
+    assert run.get_ydata()[2] == pytest.approx(table.uar[0])
     later = table[(table.moment == "onset") & (table.direction == "later")].uar.tolist()
     assert run.get_ydata()[3:].tolist() == pytest.approx(later)
-    assert (
-        dict(zip(paper.get_xdata().round(), paper.get_ydata()))[20.0] == 0.808
-        and apex.get_ylabel() == "UAR"
-        and "%" in apex.get_xlabel()
-    )
+    assert dict(zip(paper.get_xdata().round(), paper.get_ydata()))[20.0] == 0.808
+    assert apex.get_ylabel() == "UAR"
+    assert "%" in apex.get_xlabel()
     text = readable_sensitivity(table)
     assert list(text.index) == [
         "labelled",
@@ -318,11 +300,9 @@ def test_picture_and_text_hold_the_table(table):
         "apex off by 40%",
         "spotted",
     ]
-    assert (
-        text.loc["labelled", "UF1"].startswith(f"{table.uf1[0]:.3f} [")
-        and text.loc["apex off by 20%", "paper UAR"] == "0.834"
-        and text.loc["apex off by 40%", "paper UF1"] == ""
-    )
+    assert text.loc["labelled", "UF1"].startswith(f"{table.uf1[0]:.3f} [")
+    assert text.loc["apex off by 20%", "paper UAR"] == "0.834"
+    assert text.loc["apex off by 40%", "paper UF1"] == ""
 
 
 def test_a_module_without_training_is_asked_once_for_all_folds():

@@ -184,7 +184,8 @@ def test_what_is_not_whole_counts_as_absent(growing, content):
     assert scores_so_far(watch)["n_subjects"] == 1
     good = json.loads(next(growing.glob("folds/toy__0*.json")).read_text())
     extra.write_text(json.dumps(good | {"subject_id": "toy/99"}))
-    assert watch.read() and len(watch.folds) == 2
+    assert watch.read()
+    assert len(watch.folds) == 2
 
 
 @settings(max_examples=30, deadline=None)
@@ -200,7 +201,8 @@ def test_a_fold_that_is_gone_is_forgotten(done, growing):
     add(done, growing, 2)
     watch = RunWatch(growing)
     fold_path(growing, subjects_of(done)[0]).unlink()
-    assert watch.read() and len(watch.folds) == 1
+    assert watch.read()
+    assert len(watch.folds) == 1
 
 
 def test_a_fold_trained_again_is_read_again(done, growing):
@@ -403,7 +405,8 @@ def test_a_baseline(store, tmp_path):
 def test_looks_by_itself_until_the_run_is_finished(done, growing):
     async def watch():
         board = LosoBoard(growing, every=0.01)
-        assert board.controls["live"].value and not board.task.done()
+        assert board.controls["live"].value
+        assert not board.task.done()
         add(done, growing, 5)
         await asyncio.sleep(0.3)
         seen = len(board.watch.folds)
@@ -428,7 +431,8 @@ def test_stops_looking_when_told(growing, done):
         return board
 
     board = asyncio.run(watch())
-    assert board.task is None and len(board.watch.folds) == 1
+    assert board.task is None
+    assert len(board.watch.folds) == 1
 
 
 def test_told_twice_it_looks_once(growing):
@@ -455,7 +459,8 @@ def test_a_failing_look_is_told_and_not_the_last(growing, monkeypatch):
         return board, board.task.done()
 
     board, over = asyncio.run(watch())
-    assert "network drive" in board.status.value and not over
+    assert "network drive" in board.status.value
+    assert not over
 
 
 def test_a_still_where_no_kernel_is(done):

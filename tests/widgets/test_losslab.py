@@ -124,10 +124,7 @@ def test_the_losses_are_those_of_equation_4(weights, steps):
 def test_a_step_is_a_step_of_adam():
     trial, vectors = Trial(pair(), pair(1), grid=8), torch.zeros(1, 2, 8, 8, requires_grad=True)
     adam = torch.optim.Adam([vectors])
-    for weights, rate in (
-        ((10, 1, 0.2), 1e-3),
-        ((1, 0, 5), 2e-2),
-    ):  # weights and rate of the moment
+    for weights, rate in (((10, 1, 0.2), 1e-3), ((1, 0, 5), 2e-2)):  # of the moment
         adam.param_groups[0]["lr"] = rate
         adam.zero_grad()
         enlarged = torch.nn.functional.interpolate(
@@ -165,7 +162,8 @@ def test_a_displacement_that_is_no_number_is_refused_and_the_last_one_kept():
     for _ in range(2):
         with pytest.raises(ValueError, match="no number any more after step 2; lower"):
             trial.step((10, 1, 0.2), 1e-3)
-    assert trial.steps == 1 and torch.equal(trial.displacement, kept)
+    assert trial.steps == 1
+    assert torch.equal(trial.displacement, kept)
 
 
 @pytest.mark.parametrize("noise", (0.0, 4.0))
@@ -282,7 +280,9 @@ def test_pictures_that_are_white_have_frames(known):
     for panel in PICTURES.values():
         for axis in (figure.layout[f"xaxis{panel}"], figure.layout[f"yaxis{panel}"]):
             assert axis.visible is not False
-            assert axis.mirror and axis.linewidth and not axis.showticklabels
+            assert axis.mirror
+            assert axis.linewidth
+            assert not axis.showticklabels
     for ax in lab_still(Bench(known)).axes:
         assert ax.axison or not ax.images or "rim" in ax.get_title()
 
@@ -364,29 +364,23 @@ def test_each_control_changes_what_it_should_and_nothing_else(lab, name, value, 
 def test_the_status_is_the_loss_of_the_displacement_that_is_shown(lab):
     lab.advance(4)
     lab.controls["smoothness"].value = 10
-    total, parts = displacement_loss(
-        lab.bench.trial.onset,
-        lab.bench.trial.apex,
-        lab.bench.trial.displacement.detach(),
-        (10, 1, 10),
-    )
-    assert (
-        f"<b>{total:.4f}</b>" in lab.status.value
-        and all(f"{part:.5f}" in lab.status.value for part in parts.values())
-        and lab.status.value.startswith("step 4: 10 ×")
-    )
+    trial = lab.bench.trial
+    displacement = trial.displacement.detach()
+    total, parts = displacement_loss(trial.onset, trial.apex, displacement, (10, 1, 10))
+    assert f"<b>{total:.4f}</b>" in lab.status.value
+    assert all(f"{part:.5f}" in lab.status.value for part in parts.values())
+    assert lab.status.value.startswith("step 4: 10 ×")
     assert traces_of(lab)["total"].y[-1] == pytest.approx(total.item(), rel=1e-3)
 
 
 def test_step_and_reset(lab):
     lab.controls["step"].click()
-    assert lab.bench.trial.steps == 1 and traces_of(lab)["total"].x[-1] == 1
+    assert lab.bench.trial.steps == 1
+    assert traces_of(lab)["total"].x[-1] == 1
     lab.controls["reset"].click()
-    assert (
-        lab.bench.trial.steps == 0
-        and len(traces_of(lab)["total"].x) == 1
-        and lab.bench.trial.displacement.abs().max() == 0
-    )
+    assert lab.bench.trial.steps == 0
+    assert len(traces_of(lab)["total"].x) == 1
+    assert lab.bench.trial.displacement.abs().max() == 0
 
 
 def test_run_runs_until_paused_and_hears_the_sliders(lab):
@@ -397,7 +391,8 @@ def test_run_runs_until_paused_and_hears_the_sliders(lab):
         await asyncio.sleep(0.6)
         running, lab.controls["smoothness"].value = lab.bench.trial.steps, 10  # while it runs
         await asyncio.sleep(0.6)
-        assert lab.controls["run"].disabled and not lab.controls["pause"].disabled
+        assert lab.controls["run"].disabled
+        assert not lab.controls["pause"].disabled
         lab.controls["pause"].click()
         await asyncio.wait_for(lab.task, 20)
         paused = lab.bench.trial.steps
@@ -405,13 +400,12 @@ def test_run_runs_until_paused_and_hears_the_sliders(lab):
         return running, paused, lab.bench.trial.steps
 
     running, paused, after = in_a_loop(play())
-    assert (
-        0 < running < paused == after
-        and lab.bench.setup.smoothness == 10
-        and not lab.running
-        and lab.controls["pause"].disabled
-    )
-    assert traces_of(lab)["total"].x[-1] == paused and "10 ×" in lab.status.value
+    assert 0 < running < paused == after
+    assert lab.bench.setup.smoothness == 10
+    assert not lab.running
+    assert lab.controls["pause"].disabled
+    assert traces_of(lab)["total"].x[-1] == paused
+    assert "10 ×" in lab.status.value
 
 
 def test_pause_is_heard_from_another_thread(lab):
@@ -433,21 +427,18 @@ def test_pause_is_heard_from_another_thread(lab):
 
     in_a_loop(play())
     pausing[0].join()
-    assert (
-        lab.bench.trial.steps >= 20
-        and not lab.running
-        and lab.controls["pause"].disabled
-        and not lab.controls["run"].disabled
-    )
-    assert (
-        f"step {lab.bench.trial.steps}:" in lab.status.value
-        and traces_of(lab)["total"].x[-1] == lab.bench.trial.steps
-    )
+    assert lab.bench.trial.steps >= 20
+    assert not lab.running
+    assert lab.controls["pause"].disabled
+    assert not lab.controls["run"].disabled
+    assert f"step {lab.bench.trial.steps}:" in lab.status.value
+    assert traces_of(lab)["total"].x[-1] == lab.bench.trial.steps
 
 
 def test_one_answers_at_a_time(lab):
-    "A control is answered from another thread while a callback is at work, and is neither lost nor drawn in between."
+    "A control that is moved while a callback is at work is neither lost nor answered in between."
     order, begun = [], Event()
+    quick = lab.timed_callback("quick", lambda: order.append("answered"))
 
     def slow():
         with lab.silently():
@@ -456,11 +447,11 @@ def test_one_answers_at_a_time(lab):
             time.sleep(0.2)
             order.append("done")
 
-    other = Thread(
-        target=lambda: (
-            begun.wait(5) and lab.timed_callback("quick", lambda: order.append("answered"))()
-        )
-    )
+    def move():
+        begun.wait(5)
+        quick()
+
+    other = Thread(target=move)
     other.start()
     lab.timed_callback("slow", slow)()
     other.join()
@@ -477,10 +468,11 @@ def test_a_run_ends_by_itself_and_a_second_lab_ends_the_first(known):
         await asyncio.gather(first.task, second.task)
 
     in_a_loop(play())
-    assert second.bench.trial.steps == 12 and not first.running and not second.running
-    assert (
-        not first.controls["run"].disabled and first.controls["pause"].disabled
-    )  # it can be run again
+    assert second.bench.trial.steps == 12
+    assert not first.running
+    assert not second.running
+    assert not first.controls["run"].disabled
+    assert first.controls["pause"].disabled  # it can be run again
 
 
 def test_reset_and_run_at_once_leave_one_run(lab):
@@ -491,7 +483,8 @@ def test_reset_and_run_at_once_leave_one_run(lab):
         lab.controls["reset"].click()
         lab.controls["run"].click()
         await asyncio.sleep(0.1)
-        assert old.done() and not lab.task.done()
+        assert old.done()
+        assert not lab.task.done()
         lab.controls["pause"].click()
         await lab.task
 
@@ -507,48 +500,36 @@ def test_a_run_that_is_wrecked_stops_and_says_so(lab):
         await lab.task
 
     in_a_loop(play())
-    assert (
-        not lab.running
-        and "#b00020" in lab.status.value
-        and "lower the learning rate" in lab.status.value
-        and not lab.controls["run"].disabled
-    )
+    assert not lab.running
+    assert "#b00020" in lab.status.value
+    assert "lower the learning rate" in lab.status.value
+    assert not lab.controls["run"].disabled
     lab.controls["reset"].click()
-    assert "#b00020" not in lab.status.value and lab.bench.trial.displacement.isfinite().all()
+    assert "#b00020" not in lab.status.value
+    assert lab.bench.trial.displacement.isfinite().all()
 
 
 def test_without_a_loop_run_says_what_to_do(lab):
     lab.controls["run"].click()
-    assert "call advance(steps) instead" in lab.status.value and not lab.running
+    assert "call advance(steps) instead" in lab.status.value
+    assert not lab.running
 
 
 def test_the_widget_is_the_same_twice(known):
     labs = [ModuleLab(known, kind="module", apex="moved", noise=2, seed=5) for _ in range(2)]
     for lab in labs:
         lab.advance(3)
-    assert (
-        torch.equal(labs[0].bench.trial.displacement, labs[1].bench.trial.displacement)
-        and labs[0].status.value == labs[1].status.value
-    )
+    assert torch.equal(labs[0].bench.trial.displacement, labs[1].bench.trial.displacement)
+    assert labs[0].status.value == labs[1].status.value
 
 
 def test_controls_show_what_is_seen_from_the_start(known):
-    lab = ModuleLab(
-        known,
-        clip="play/02/c1",
-        kind="module",
-        rate=1e-3,
-        smoothness=2,
-        apex="moved",
-        times=2,
-        noise=1,
-    )
+    setup = dict(kind="module", rate=1e-3, smoothness=2, apex="moved", times=2, noise=1)
+    lab = ModuleLab(known, clip="play/02/c1", **setup)
     for name in ("kind", "apex", "times", "noise", "rate", *LOSSES):
         assert lab.controls[name].value == getattr(lab.bench.setup, name), name
-    assert (
-        lab.bench.store.index["clip_id"].iloc[lab.bench.row] == "play/02/c1"
-        and lab.controls["clip"].value == lab.bench.row
-    )
+    assert lab.bench.store.index["clip_id"].iloc[lab.bench.row] == "play/02/c1"
+    assert lab.controls["clip"].value == lab.bench.row
 
 
 @pytest.mark.parametrize(
@@ -566,7 +547,8 @@ def test_what_no_slider_has_is_refused(known, more, message):
 
 def test_every_default_is_a_stop():
     for name, stops in STOPS.items():
-        assert getattr(Setup(), name) in stops and list(stops) == sorted(stops)
+        assert getattr(Setup(), name) in stops
+        assert list(stops) == sorted(stops)
     for rate in RATES.values():
         assert rate in STOPS["rate"]
 
@@ -576,19 +558,15 @@ def test_the_figure_is_never_built_again(lab):
     for name, value in (("clip", 1), ("kind", "module"), ("scale", 1.5)):
         lab.controls[name].value = value
     lab.advance(2)
-    assert (
-        lab.figure is figure
-        and tuple(map(id, figure.data)) == traces
-        and figure.layout.width == 846 * 1.5
-    )
+    assert lab.figure is figure
+    assert tuple(map(id, figure.data)) == traces
+    assert figure.layout.width == 846 * 1.5
 
 
 def test_without_a_kernel_a_still_is_shown(lab):
     bundle = lab._repr_mimebundle_()
-    assert (
-        set(bundle) == {"text/plain", "image/jpeg"}
-        and Image.open(io.BytesIO(base64.b64decode(bundle["image/jpeg"]))).size[0] > 600
-    )
+    assert set(bundle) == {"text/plain", "image/jpeg"}
+    assert Image.open(io.BytesIO(base64.b64decode(bundle["image/jpeg"]))).size[0] > 600
 
 
 def test_a_redraw_takes_less_than_150_ms(lab):

@@ -129,7 +129,9 @@ def test_what_is_wrong_is_said_before_the_server_starts(
     toy_store(tmp_path / "other", seed=1, size=64)
     assert main(command.format(home=home, other=tmp_path / "other").split()) == 2
     told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 1 and words in told[0] and not served
+    assert len(told) == 1
+    assert words in told[0]
+    assert not served
 
 
 def test_the_board_that_is_served(home, served, monkeypatch):
@@ -165,7 +167,8 @@ def test_the_store_of_a_run(home, tmp_path):
     assert store_of(home / "samples") == home / "stores/faces"
     shutil.copytree(home / "samples", tmp_path / "run")
     toy_store(tmp_path / "stores/other", seed=1, size=64)
-    assert store_of(tmp_path / "run") is None and store_of(tmp_path / "nothing") is None
+    assert store_of(tmp_path / "run") is None
+    assert store_of(tmp_path / "nothing") is None
 
 
 def test_faces_are_aligned_first(tmp_path, served, monkeypatch, capsys):
@@ -183,16 +186,20 @@ def test_faces_are_aligned_first(tmp_path, served, monkeypatch, capsys):
     (store,) = Path("runs/stores").iterdir()
     written = (store / "frames.npy").stat().st_mtime_ns
     assert str(store.resolve()) in served[0][2]
-    assert main(["inspect", "data"]) == 0 and (store / "frames.npy").stat().st_mtime_ns == written
+    assert main(["inspect", "data"]) == 0
+    assert (store / "frames.npy").stat().st_mtime_ns == written
 
 
 def test_who_can_open_it_is_said(capsys):
     assert announce("localhost", 8866, 8866, "abc") == "http://localhost:8866/?token=abc"
     told = capsys.readouterr()
-    assert "token=abc" in told.out and "Ctrl-C" in told.out and not told.err
+    assert "token=abc" in told.out
+    assert "Ctrl-C" in told.out
+    assert not told.err
     assert announce("localhost", 8867, 8866, "") == "http://localhost:8867/"
     told = capsys.readouterr()
-    assert "8866 is taken" in told.out and "without a token every user of this machine" in told.err
+    assert "8866 is taken" in told.out
+    assert "without a token every user of this machine" in told.err
     assert socket.gethostname() in announce("0.0.0.0", 1, 1, "")
     assert "everybody on the network" in capsys.readouterr().err
     announce("0.0.0.0", 1, 1, "abc")
@@ -242,7 +249,8 @@ def status(address, follow=False):
 
 def test_a_taken_port_is_not_used(server):
     process, address, told, port = server
-    assert f"port {port} is taken" in told[-2] and f":{port}/" not in address
+    assert f"port {port} is taken" in told[-2]
+    assert f":{port}/" not in address
 
 
 def test_without_the_token_nothing_is_shown(server):
@@ -339,6 +347,7 @@ def test_ctrl_c_ends_it_cleanly(server):
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
     rest = process.stdout.read()
-    assert "Traceback" not in rest and "Error" not in rest
+    assert "Traceback" not in rest
+    assert "Error" not in rest
     with pytest.raises(OSError):
         urllib.request.urlopen(address, timeout=5)
