@@ -1,4 +1,4 @@
-"""Six methods of other papers through the same folds: UF1 with an interval, UAR, and the oracle.
+"""Six methods of other papers through the same folds: UF1 with an interval, UAR, the oracle, what was changed.
 
     python benchmarks/baselines.py [--data ROOT --database casme2] [--out runs/baselines] [--only NAME ...]
 
@@ -18,15 +18,9 @@ from frl_dgt_nb.data.archives import read_database
 from frl_dgt_nb.data.preparation import prepare
 from frl_dgt_nb.data.store import FaceStore
 from frl_dgt_nb.study.baselines import BASELINES, run_baseline
+from frl_dgt_nb.study.rows import BRIEF
 from frl_dgt_nb.training.metrics import interval
 from frl_dgt_nb.training.run_folder import load_fold
-
-BRIEF = {  # what is changed in the authors' settings, so that the whole takes minutes
-    "off-apexnet": {"epochs": 40},
-    "ststnet": {"epochs": 400},
-    "capsulenet": {"epochs": 24, "batch_size": 16, "rate": 1e-3},
-    "rcn-a": {"epochs": 15, "batch_size": 16, "rate": 5e-3},
-}
 
 
 def last_loss(run: Path, subjects: list[str]) -> str:

@@ -1,4 +1,7 @@
-"""Look-alikes of CASME II, SAMM and SMIC-HS with their traps, every trap a keyword; official=True gives their true sizes. No licensed file is in here."""
+"""Look-alikes of CASME II, SAMM and SMIC-HS with their traps, every trap a keyword.
+
+`official=True` gives their true sizes. No licensed file is in here.
+"""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -135,7 +138,7 @@ def spelled(digits, spelling, position):
     return digits if spelling == "text" or spelling == "mixed" and position % 2 else int(digits)
 
 
-# CASME II -------------------------------------------------------------------------------------------------------------------------
+# CASME II -----------------------------------------------------------------------------------------
 
 
 def casme2_rows(official=False):
@@ -201,8 +204,9 @@ def make_casme2(
 ) -> Made:
     """CASME II.
 
-    `subjects` "text", "int" or "mixed" cells; `nested` the first folder twice; `sets` of "raw", "cropped"; `strays` the two folders without a row;
-    `lost_apexes` the copy whose first so many usable rows have no apex; `wrong_offset` one offset before its onset (the clip stays);
+    `subjects` "text", "int" or "mixed" cells; `nested` the first folder twice; `sets` of "raw", "cropped";
+    `strays` the two folders without a row; `lost_apexes` the copy whose first so many usable rows have no
+    apex; `wrong_offset` one offset before its onset (the clip stays);
     `sheet_only` writes no frames.
     """
     made, lines, lost = Made(Path(folder)), [], 0
@@ -261,7 +265,7 @@ def make_casme2(
     return made
 
 
-# SAMM -----------------------------------------------------------------------------------------------------------------------------
+# SAMM ---------------------------------------------------------------------------------------------
 
 
 def samm_rows(official=False):
@@ -317,8 +321,10 @@ def make_samm(
 ) -> Made:
     """SAMM.
 
-    `preface` lines above the headings; `other_sheets` before and after the one that counts; `formulas` the Duration as a formula without a stored value;
-    `four_digits` six clips whose file names have 4 digits, not 5; `sets` of "raw", "cropped" (folders SAMM and SAMM_CROP).
+    `preface` lines above the headings; `other_sheets` before and after the one that counts;
+    `formulas` the Duration as a formula without a stored value;
+    `four_digits` six clips whose file names have 4 digits, not 5;
+    `sets` of "raw", "cropped" (folders SAMM and SAMM_CROP).
     """
     made, lines = Made(Path(folder)), []
     pictures = pictures or [picture(".jpg", size)]
@@ -376,7 +382,7 @@ def make_samm(
     return made
 
 
-# SMIC -----------------------------------------------------------------------------------------------------------------------------
+# SMIC ---------------------------------------------------------------------------------------------
 
 
 def smic_rows(official=False):
@@ -412,8 +418,9 @@ def make_smic(
 ) -> Made:
     """SMIC-HS.
 
-    `padded` False writes s1 and s1_ne_01; `nested` puts it in SMIC_all_raw/; `cameras` NIR and VIS lie beside HS; `non_micro` each subject has a folder of clips without
-    expression; `extended` "beside" or "only": the 157 longer clips of SMIC-E-HS; `sets` of "raw", "cropped".
+    `padded` False writes s1 and s1_ne_01; `nested` puts it in SMIC_all_raw/; `cameras` NIR and VIS lie beside HS;
+    `non_micro` each subject has a folder of clips without expression; `extended` "beside" or "only": the 157
+    longer clips of SMIC-E-HS; `sets` of "raw", "cropped".
     """
     made = Made(Path(folder))
     pictures = pictures or [picture(suffix, size)]
@@ -446,7 +453,7 @@ def make_smic(
     return made
 
 
-# all of them ----------------------------------------------------------------------------------------------------------------------
+# all of them --------------------------------------------------------------------------------------
 
 
 def write_truth(path, labels):
@@ -461,7 +468,10 @@ def write_truth(path, labels):
 def make_composite(
     folder, official=True, truth=False, casme2=None, samm=None, smic=None, **shared
 ) -> Made:
-    "The three side by side; `casme2`, `samm`, `smic` are keywords for theirs, `shared` (frames, size) for all; `truth` adds combined_3class_gt.csv."
+    """The three side by side; `casme2`, `samm`, `smic` are keywords for theirs, `shared` (frames, size) for all.
+
+    `truth` adds combined_3class_gt.csv.
+    """
     root, labels, excluded = Path(folder), {}, set()
     for make, name, own in (
         (make_casme2, "CASME II", casme2),

@@ -56,7 +56,10 @@ def make_flow(
     seed=0,
     sheet="combined_3_class2_for_optical_flow.csv",
 ):
-    "Pictures and sheet as they are passed on. `part` of the clips of each class; every subject has at least one clip, few have many."
+    """Pictures and sheet as they are passed on.
+
+    `part` of the clips of each class; every subject has at least one clip, few have many.
+    """
     generator, made, rows = np.random.default_rng(seed), MadeFlow(Path(folder)), []
     for database, counts in CLIPS.items():
         labels = generator.permutation(

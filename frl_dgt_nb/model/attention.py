@@ -16,7 +16,7 @@ def check_heads(
     dim: int,  # C, length of a token
     heads: int,  # h, number of heads
 ) -> int:  # c = C / h, length of a token's part in one head
-    "Length of one head; ValueError where `heads` does not divide `dim`."
+    "Length of one head; `ValueError` where `heads` does not divide `dim`."
     if heads < 1 or dim % heads:
         raise ValueError(
             f"dim={dim} can't be split into heads={heads} equal parts; choose heads that divide dim"
@@ -29,16 +29,16 @@ def check_tokens(
     dim: int,  # C wanted
     count: int | None = None,  # N wanted; None: any
 ) -> None:
-    "ValueError where `tokens` isn't (B,N,C) with the wanted C and N."
-    wanted = f"(B,{count or 'N'},{dim})"
+    "`ValueError` where `tokens` isn't (B,N,C) with the wanted C and N."
     if tokens.ndim != 3 or tokens.shape[2] != dim or count not in (None, tokens.shape[1]):
         raise ValueError(
-            f"got tokens of shape {tuple(tokens.shape)}, wanted {wanted}; embed them first, or build the layer for these sizes"
+            f"got tokens of shape {tuple(tokens.shape)}, wanted (B,{count or 'N'},{dim}); "
+            "embed them first, or build the layer for these sizes"
         )
 
 # %% ../../nbs/2_model/06_attention.ipynb #a5f6de63
 class TransformerLayer(nn.Module):
-    "One pre-norm Transformer layer: every token looks at every other, then thinks on its own."
+    "One pre-norm Transformer layer: every token looks at every other, then is transformed on its own."
 
     def __init__(
         self,
@@ -52,22 +52,19 @@ class TransformerLayer(nn.Module):
         self.dim, self.heads, self.dropout = dim, heads, dropout
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, mlp_ratio * dim),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(mlp_ratio * dim, dim),
-        )
+        widen, narrow = nn.Linear(dim, mlp_ratio * dim), nn.Linear(mlp_ratio * dim, dim)
+        self.mlp = nn.Sequential(widen, nn.GELU(), nn.Dropout(dropout), narrow)
         self.drop = nn.Dropout(dropout)
 
-    def attend(self, tokens: Tensor) -> Tensor:
-        "Multi-head self-attention, (B,N,C) -> (B,N,C)."
-        q, k, v = rearrange(
-            self.qkv(tokens), "b n (three h c) -> three b h n c", three=3, h=self.heads
-        )
-        mixed = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=self.dropout if self.training else 0.0
-        )
+    def attend(
+        self,
+        tokens: Tensor,  # (B,N,C)
+    ) -> Tensor:  # (B,N,C)
+        "Multi-head self-attention."
+        projected = self.qkv(tokens)
+        q, k, v = rearrange(projected, "b n (three h c) -> three b h n c", three=3, h=self.heads)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         return self.out(rearrange(mixed, "b h n c -> b n (h c)"))
 
     def forward(
@@ -105,21 +102,20 @@ class FusionBefore(nn.Module):
         super().__init__()
         shape = (heads, check_heads(dim, heads), dim)  # (h,c,C)
         self.dim, self.tokens = dim, tokens
-        self.query, self.key, self.value = (
-            nn.Parameter(torch.randn(shape) * dim**-0.5) for _ in range(3)
-        )
-        self.mix = nn.Parameter(
-            torch.full((heads, tokens), 1 / tokens)
-        )  # Lin of Eq. 5, starts as the mean
+        self.query = nn.Parameter(torch.randn(shape) * dim**-0.5)
+        self.key = nn.Parameter(torch.randn(shape) * dim**-0.5)
+        self.value = nn.Parameter(torch.randn(shape) * dim**-0.5)
+        self.mix = nn.Parameter(torch.full((heads, tokens), 1 / tokens))  # Lin, starts as the mean
         self.norm = nn.BatchNorm1d(heads)  # BN of Eq. 6, one scale and shift a head
 
-    def logits(self, tokens: Tensor) -> Tensor:
-        "Eq. 5 with the projections absorbed, (B,N,C) -> (B,h,N): O(NC) a head."
+    def logits(
+        self,
+        tokens: Tensor,  # (B,N,C)
+    ) -> Tensor:  # (B,h,N)
+        "Eq. 5 with the projections absorbed: O(NC) a head."
         mixed = torch.einsum("hn,bnd->bhd", self.mix, tokens)  # Lin, on tokens instead of queries
         query = torch.einsum("hcd,bhd->bhc", self.query, mixed)
-        probe = torch.einsum(
-            "hcd,bhc->bhd", self.key, query
-        )  # the keys' projection, moved onto the query
+        probe = torch.einsum("hcd,bhc->bhd", self.key, query)  # the keys' projection, on the query
         return torch.einsum("bhd,bnd->bhn", probe, tokens)
 
     def forward(
@@ -152,9 +148,8 @@ class FusionAfter(nn.Module):
         tokens: Tensor,  # (B,N,C)
     ) -> tuple[Tensor, Tensor]:  # fused (B,C) and weights (B,h,N), the mixed rows of attention
         check_tokens(tokens, self.dim, self.tokens)
-        q, k, v = rearrange(
-            self.qkv(tokens), "b n (three h c) -> three b h n c", three=3, h=self.heads
-        )
+        projected = self.qkv(tokens)
+        q, k, v = rearrange(projected, "b n (three h c) -> three b h n c", three=3, h=self.heads)
         attention = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)  # (B,h,N,N)
         weights = torch.einsum("hm,bhmn->bhn", self.mix, attention)
         return torch.einsum("bhn,bhnc->bhc", weights, v).flatten(1), weights

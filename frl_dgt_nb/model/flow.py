@@ -25,32 +25,33 @@ def to_gray(
         raise ValueError(
             f"frames must be (B,3,H,W), got {tuple(frames.shape)}; add a batch with frame[None]"
         )
-    gray = (
-        frames.detach().float().cpu()
-        * frames.new_tensor([0.299, 0.587, 0.114]).float().cpu().view(3, 1, 1)
-    ).sum(1)
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    gray = (frames.detach().float().cpu() * weights).sum(1)
     return (gray.clamp(0, 1) * 255 + 0.5).to(torch.uint8).numpy()
 
 # %% ../../nbs/2_model/04_flow.ipynb #120005-2
 def farneback(
-    first: np.ndarray, second: np.ndarray
-) -> np.ndarray:  # both (H,W) uint8; (2,H,W) pixels
+    first: np.ndarray,  # (H,W) uint8
+    second: np.ndarray,  # as first
+) -> np.ndarray:  # (2,H,W) pixels
     "Farneback's flow, pooled over 15 pixels on three levels."
-    return cv2.calcOpticalFlowFarneback(first, second, None, 0.5, 3, 15, 3, 5, 1.1, 0).transpose(
-        2, 0, 1
-    )
+    flow = cv2.calcOpticalFlowFarneback(first, second, None, 0.5, 3, 15, 3, 5, 1.1, 0)
+    return flow.transpose(2, 0, 1)
 
 # %% ../../nbs/2_model/04_flow.ipynb #120005-3
-def dis(first: np.ndarray, second: np.ndarray) -> np.ndarray:  # both (H,W) uint8; (2,H,W) pixels
+def dis(
+    first: np.ndarray,  # (H,W) uint8
+    second: np.ndarray,  # as first
+) -> np.ndarray:  # (2,H,W) pixels
     "Dense inverse search (Kroeger et al. 2016), OpenCV's medium preset."
-    return (
-        cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        .calc(first, second, None)
-        .transpose(2, 0, 1)
-    )
+    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    return search.calc(first, second, None).transpose(2, 0, 1)
 
 # %% ../../nbs/2_model/04_flow.ipynb #120005-4
-def tvl1(first: np.ndarray, second: np.ndarray) -> np.ndarray:  # both (H,W) uint8; (2,H,W) pixels
+def tvl1(
+    first: np.ndarray,  # (H,W) uint8
+    second: np.ndarray,  # as first
+) -> np.ndarray:  # (2,H,W) pixels
     "TV-L1 (Zach et al. 2007) of scikit-image, which counts rows first."
     return optical_flow_tvl1(np.float32(first / 255), np.float32(second / 255))[::-1].copy()
 
@@ -60,25 +61,24 @@ FLOWS: dict[str, Callable] = {"farneback": farneback, "dis": dis, "tvl1": tvl1}
 # %% ../../nbs/2_model/04_flow.ipynb #120007-2
 def optical_flow(
     onset: Tensor,  # (B,3,H,W) RGB in [0,1]
-    apex: Tensor,  # (B,3,H,W)
+    apex: Tensor,  # as onset
     method: str = "dis",  # farneback, dis or tvl1
-) -> Tensor:  # (B,2,H,W) motion of the onset's points in pixels, on the device of `onset`; `from_motion` makes a displacement of it
-    "Optical flow from onset to apex."
+) -> Tensor:  # (B,2,H,W) motion of the onset's points in pixels, on the device of `onset`
+    "Optical flow from onset to apex; `from_motion` makes a displacement of it."
     if method not in FLOWS:
         raise ValueError(f"there is no flow {method!r}; choose from {', '.join(FLOWS)}")
     if onset.shape != apex.shape:
         raise ValueError(
             f"onset and apex must have one shape, got {tuple(onset.shape)} and {tuple(apex.shape)}"
         )
-    return torch.from_numpy(
-        np.stack([FLOWS[method](a, b) for a, b in zip(to_gray(onset), to_gray(apex))])
-    ).to(onset)
+    flows = [FLOWS[method](first, second) for first, second in zip(to_gray(onset), to_gray(apex))]
+    return torch.from_numpy(np.stack(flows)).to(onset)
 
 # %% ../../nbs/2_model/04_flow.ipynb #120015
 def optical_strain(
     motion_px: Tensor,  # (B,2,H,W) in pixels
 ) -> Tensor:  # (B,H,W), pixels a pixel, >= 0
-    "Size of the strain tensor of a motion: zero for shifts and, to first order, for turns (Shreve et al. 2011)."
+    "Size of the strain tensor of a motion (Shreve et al. 2011): zero for shifts and, to first order, for turns."
     if min(check_displacement(motion_px).shape[-2:]) < 2:
         raise ValueError(f"strain needs two pixels each way, got {tuple(motion_px.shape)}")
     by_y, by_x = torch.gradient(motion_px, dim=(2, 3))  # each (B,2,H,W)

@@ -85,13 +85,11 @@ def typical_clip(
 # %% ../../nbs/6_pictures/05_report.ipynb #25e93e95
 def explain(
     model: FRLDGT,  # put into evaluation mode
-    onset: np.ndarray,
-    apex: np.ndarray,  # (H,W,3) uint8, aligned
+    onset: np.ndarray,  # (H,W,3) uint8, aligned
+    apex: np.ndarray,  # as onset
     landmarks: np.ndarray,  # (68,2) in aligned pixels
     displacement: np.ndarray | None = None,  # (C,H,W) of `given_displacement`
-) -> dict[
-    str, np.ndarray
-]:  # probabilities (classes,), motion (2,H,W) px, boxes (9,4), weights (heads,9)
+) -> dict[str, np.ndarray]:  # probabilities (C,), motion (2,H,W) px, boxes (9,4), weights (h,9)
     "What the model makes of one pair and how it weighs the regions; beside a dynamic image the motion is optical flow."
     device, config = next(model.parameters()).device, model.config
     images = torch.tensor(np.stack([onset, apex]), device=device)

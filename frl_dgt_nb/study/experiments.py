@@ -23,9 +23,9 @@ from .order import order_holds, order_text
 from .published import COMPOSITE
 from frl_dgt_nb.study.rows import (
     ExperimentSettings,
+    experiment_text,
     model_row,
     preset_configs,
-    settings_text,
     table1_rows,
     table2_rows,
     table3_rows,
@@ -161,7 +161,7 @@ def run_table1(
     names: Sequence[str] | None = None,  # rows to run; None: all
 ) -> pd.DataFrame:  # of `score_rows`
     "Table 1: methods through the same folds as FRL-DGT"
-    about = [settings_text(settings, flow=True)]
+    about = [experiment_text(settings, flow=True)]
     table = Table(
         "table1", "Table 1: methods on the same folds", table1_rows(store, settings), about
     )
@@ -175,7 +175,10 @@ def run_table2(
     names: Sequence[str] | None = None,  # rows to run; None: all
 ) -> pd.DataFrame:  # of `score_rows`
     "Table 2: FRL-DGT, and what is left of it without one part"
-    title, about = "Table 2: FRL-DGT without one of its parts", [settings_text(settings, flow=True)]
+    title, about = (
+        "Table 2: FRL-DGT without one of its parts",
+        [experiment_text(settings, flow=True)],
+    )
     table = Table("table2", title, table2_rows(store, settings), about, sections=order_sections)
     return run_table(table, out, names, settings.progress)
 
@@ -200,7 +203,7 @@ def run_table3(
             store, Path(f"{store.path}-10frames"), progress=settings.progress
         )
         rows += table3_rows(store, sequences, settings, classes)
-    about = [settings_text(settings), SEQUENCES]
+    about = [experiment_text(settings), SEQUENCES]
     table = Table("table3", "Table 3: pairs and sequences", rows, about, paper_data="CASME II")
     return run_table(table, out, names, settings.progress)
 
@@ -223,7 +226,7 @@ def run_sensitivity(
         store, run, journal=Path(out) / "spotted.jsonl", progress=settings.progress
     )
     about = [
-        settings_text(settings),
+        experiment_text(settings),
         "The trained models are tested with other frames. The paper's figures for shifts are on CASME II (paper), "
         f"those for spotted apexes on {COMPOSITE} (paper): other data than ours.",
     ]
@@ -252,7 +255,7 @@ def run_figures(store: FaceStore, out: str | Path, settings: ExperimentSettings)
     )
     title, about = (
         "Do the weights tell what matters? And the figures",
-        [settings_text(settings), AGREEMENT],
+        [experiment_text(settings), AGREEMENT],
     )
     page = Page(title, table, table.round(3), plot_occlusion(store, regions), about, sections)
     write_page(out, "figures", page)

@@ -37,6 +37,7 @@ from frl_dgt_nb.pictures.score_plots import (
 from .face_figures import figure3, figure4
 from frl_dgt_nb.training.finished_run import (
     FinishedRun,
+    PairData,
     look_inside,
     look_inside_folds,
     open_finished,
@@ -45,7 +46,6 @@ from frl_dgt_nb.training.finished_run import (
 from ..training.metrics import confusion, uar, uf1
 from ..training.protocol import read_predictions
 from ..training.run_folder import fold_path
-from ..training.sampling import FoldData
 
 # %% ../../nbs/5_study/08_figures.ipynb #chosen-folds
 def chosen_folds(
@@ -74,7 +74,7 @@ class FoldFeatures(NamedTuple):
 def fold_features(
     finished: FinishedRun,
     subject: str,  # left out in the fold
-    data: FoldData,  # of `pair_data`
+    data: PairData,  # of `pair_data`
 ) -> FoldFeatures:
     "What the classifier of a fold sees of all clips."
     model = load_model(fold_path(finished.run, subject, ".safetensors"))
@@ -101,7 +101,7 @@ def figure6(
     store: FaceStore | str | Path,  # aligned faces
     run: str | Path,  # finished run on them
     folds: Sequence[str] | None = None,  # subject_ids left out; None: the two with most clips
-    data: FoldData | None = None,  # of `pair_data`, if it is at hand
+    data: PairData | None = None,  # of `pair_data`, if it is at hand
 ) -> Figure:
     "Features within folds, training clips as dots and left-out ones as rings; probabilities of all held-out clips."
     finished = open_finished(store, run)
@@ -162,7 +162,7 @@ def clip_groups(
 def collect_weights(
     finished: FinishedRun,
     groups: dict[str, list[int]],  # of `clip_groups`
-    data: FoldData,  # of `pair_data`
+    data: PairData,  # of `pair_data`
 ) -> list[GroupWeights]:
     "The columns of Figure 7."
     inside, boxes = look_inside_folds(finished, data), data.source.boxes.numpy()
@@ -178,7 +178,7 @@ def figure7(
     store: FaceStore | str | Path,  # aligned faces
     run: str | Path,  # finished run on them
     rows: Sequence[int] | None = None,  # of store.index; None: the mean of each class
-    data: FoldData | None = None,  # of `pair_data`, if it is at hand
+    data: PairData | None = None,  # of `pair_data`, if it is at hand
 ) -> Figure:
     "Weights of the local fusion on the face, before and after the global fusion."
     finished = open_finished(store, run)
@@ -326,7 +326,7 @@ CAPTIONS = {  # name -> title, caption
 # %% ../../nbs/5_study/08_figures.ipynb #figure-makers
 def figure_makers(
     finished: FinishedRun,
-    data: FoldData,  # of `pair_data`
+    data: PairData,  # of `pair_data`
 ) -> dict[str, Callable[[], Figure]]:  # name -> what draws the figure
     "All figures of a run, not yet drawn."
     faces, run = finished.store, finished.run

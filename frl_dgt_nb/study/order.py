@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .tables import holm
-from ..training.protocol import compare_runs
+from ..training.protocol import compare_runs, holm
 
 # %% ../../nbs/5_study/06_order.ipynb #128cd0ec
 AGREES, CONTRADICTS, UNDECIDED = "as in the paper", "against the paper", "not told apart"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'SCORES', 'DIFFERENCE', 'PAPER', 'COLUMNS', 'BLUE', 'ORANGE', 'READING', 'Row', 'row_state', 'part_scores',
-           'run_scores', 'paired_difference', 'holm', 'paper_columns', 'score_row', 'score_rows', 'number', 'bracketed',
+           'run_scores', 'paired_difference', 'paper_columns', 'score_row', 'score_rows', 'number', 'bracketed',
            'part_cells', 'our_cells', 'their_cells', 'part_names', 'readable_table', 'table_text', 'plot_interval',
            'plot_published', 'plot_rows', 'as_html', 'Page', 'write_page', 'write_table']
 
@@ -21,13 +21,12 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
 
 from ..files import write_atomic
 from ..pictures.plots import figure_png
 from .published import COMPOSITE
 from ..training.metrics import interval, scores, scores_by
-from ..training.protocol import compare_runs, read_predictions, with_interval
+from ..training.protocol import compare_runs, holm, read_predictions, with_interval
 
 # %% ../../nbs/5_study/05_tables.ipynb #440005-2
 @dataclass(frozen=True)
@@ -104,16 +103,6 @@ def paired_difference(run: Path, reference: Path) -> dict[str, float]:  # differ
         "difference_high": difference["high"],
         "p": result["permutation"]["p"],
     }
-
-# %% ../../nbs/5_study/05_tables.ipynb #440015
-def holm(p: ArrayLike) -> np.ndarray:  # (n,) adjusted; nan stays nan and doesn't count
-    "p-values adjusted for their number (Holm 1979): with a chance of .95 or more, none of those below .05 is a mistake"
-    p = np.asarray(p, float)
-    count = np.isfinite(p).sum()
-    order = np.argsort(p)[:count]  # nan sorts last
-    adjusted = np.full(len(p), np.nan)
-    adjusted[order] = np.maximum.accumulate(p[order] * (count - np.arange(count))).clip(max=1)
-    return adjusted
 
 # %% ../../nbs/5_study/05_tables.ipynb #440018
 ABOUT = ("row", "what", "state", "data", "clips", "subjects")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['open_store', 'open_store_and_run', 'load_once', 'choose_model', 'check_model', 'FinishedRun', 'check_pairs_run',
-           'open_finished', 'check_order', 'pairs_store', 'pair_data', 'fold_models', 'rows_of', 'ask_folds',
-           'look_inside', 'look_inside_folds', 'check_sequence_run', 'subject_weights', 'temporal_weights']
+           'open_finished', 'check_order', 'pairs_store', 'PairData', 'pair_data', 'fold_models', 'rows_of',
+           'ask_folds', 'look_inside', 'look_inside_folds', 'check_sequence_run', 'subject_weights', 'temporal_weights']
 
 # %% ../../nbs/3_training/10_finished_run.ipynb #440002
 import copy
@@ -31,7 +31,7 @@ from .precomputed import compute_displacements, load_frames
 from .protocol import read_predictions
 from .run_folder import differences, face_settings, fold_path, read_settings
 from .predict import predict_batch
-from .sampling import FoldData, PairSource
+from .sampling import Batch, PairSource
 from .settings import TrainConfig
 
 # %% ../../nbs/3_training/10_finished_run.ipynb #open-faces
@@ -189,6 +189,24 @@ def pairs_store(
     check_order(pairs.index)
     return pairs
 
+# %% ../../nbs/3_training/10_finished_run.ipynb #0c4c4c5c
+@dataclass(frozen=True, eq=False)
+class PairData:
+    "Pairs to ask about, in batches, as `FoldData` has those of a test subject."
+
+    source: PairSource
+    batch_size: int = 32
+
+    def test_batches(
+        self,
+        rows: Tensor | None = None,  # (n,) pairs; None: all
+    ) -> Iterator[Batch]:
+        "The pairs, in order."
+        source = self.source
+        rows = torch.arange(len(source.store)) if rows is None else rows
+        for some in rows.split(self.batch_size):
+            yield source.gather(some, source.onset[some], source.apex[some], source.label[some])
+
 # %% ../../nbs/3_training/10_finished_run.ipynb #440010-2
 @torch.no_grad()
 def pair_data(
@@ -196,7 +214,7 @@ def pair_data(
     config: ModelConfig,  # of the models that will look
     batch_size: int = 32,
     progress: bool = False,  # show a bar
-) -> FoldData:  # ask for its `test_batches(clips)`
+) -> PairData:
     "Batches of pairs, their displacements computed once if no training changes them."
     displacements, cpu = None, torch.device("cpu")
     if config.fixed_displacement:
@@ -209,7 +227,7 @@ def pair_data(
         displacements=displacements,
         directed=config.module != "dynamic",
     )
-    return FoldData(source, pairs.index.subject_id[0], batch_size, apex_jitter=0)
+    return PairData(source, batch_size)
 
 # %% ../../nbs/3_training/10_finished_run.ipynb #440013
 def fold_models(
@@ -248,11 +266,10 @@ def ask_folds(
 @torch.no_grad()
 def look_inside(
     model: FRLDGT,  # in evaluation mode
-    data: FoldData,  # of `pair_data`
+    data: PairData,  # of `pair_data`
     rows: Tensor | None = None,  # (n,) pairs; None: all
 ) -> dict[str, np.ndarray]:  # local (n,K,h,N), whole (n,h,K), features (n,2C)
     "Weights of patches and regions, and what the classifier sees, of the pairs as they are."
-    rows = torch.arange(len(data.label)) if rows is None else rows
     outputs = [model(*batch.inputs) for batch in data.test_batches(rows)]
     fields = {"local": "local_weights", "whole": "global_weights", "features": "features"}
     inside = {}
@@ -264,7 +281,7 @@ def look_inside(
 # %% ../../nbs/3_training/10_finished_run.ipynb #440019-2
 def look_inside_folds(
     finished: FinishedRun,
-    data: FoldData | None = None,  # of `pair_data`, if it is at hand
+    data: PairData | None = None,  # of `pair_data`, if it is at hand
     progress: bool = False,  # show bars
 ) -> dict[str, np.ndarray]:  # as `look_inside`, rows as in store.index
     "`look_inside` of every clip by the model that had left its subject out."
@@ -321,7 +338,9 @@ def subject_weights(
 def temporal_weights(
     run: str | Path,  # folder of a finished run on sequences
     store: FaceStore,  # of sequences, that of the run
-) -> pd.DataFrame:  # clip_id, subject_id, label, prediction, apex, and 1 ... T-1: the weight of that frame
+) -> (
+    pd.DataFrame
+):  # clip_id, subject_id, label, prediction, apex, and 1 ... T-1: the weight of that frame
     "Where the fusion over time looks in each clip, mean over the heads, in the model that has not seen its subject."
     table, settings = read_predictions(run)
     check_sequence_run(run, settings, table, store)

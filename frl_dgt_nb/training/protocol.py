@@ -6,7 +6,7 @@
 __all__ = ['SELECTIONS', 'check_table', 'read_predictions', 'drawn_scores', 'with_everyone', 'estimate', 'selection_rows',
            'selection_table', 'with_interval', 'readable_selections', 'few_of', 'check_same_clips', 'check_selection',
            'check_same_classes', 'pair_runs', 'mcnemar', 'swaps', 'swap_test', 'score_both', 'compare_runs',
-           'comparison_table', 'settings_text', 'tests_text', 'comparison_text']
+           'comparison_table', 'settings_text', 'tests_text', 'comparison_text', 'holm']
 
 # %% ../../nbs/3_training/09_protocol.ipynb #360002
 from pathlib import Path
@@ -207,7 +207,9 @@ def pair_runs(
     run_a: str | Path,  # folder of a finished run
     run_b: str | Path,  # of another on the same clips
     selection: str = "last",  # epoch taken: last or inner
-) -> tuple[pd.DataFrame, int, list[str]]:  # clip_id, subject_id, label, a, b; classes; settings that differ
+) -> tuple[
+    pd.DataFrame, int, list[str]
+]:  # clip_id, subject_id, label, a, b; classes; settings that differ
     "Two runs' predictions of the same clips; ValueError that names the clips if they are not the same."
     (a, config_a), (b, config_b) = read_predictions(run_a), read_predictions(run_b)
     check_selection(run_a, a, selection)
@@ -216,7 +218,12 @@ def pair_runs(
     both = a.merge(b, on="clip_id", suffixes=("_a", "_b"))
     classes = check_same_classes((run_a, run_b), (config_a, config_b), both)
     column = SELECTIONS[selection]
-    names = {"subject_id_a": "subject_id", "label_a": "label", f"{column}_a": "a", f"{column}_b": "b"}
+    names = {
+        "subject_id_a": "subject_id",
+        "label_a": "label",
+        f"{column}_a": "a",
+        f"{column}_b": "b",
+    }
     both = both.rename(columns=names)[["clip_id", "subject_id", "label", "a", "b"]]
     return both, classes, differences(config_a, config_b)
 
@@ -352,3 +359,13 @@ def comparison_text(result: dict) -> str:  # lines
         f"At {result['level']:.0%} the runs {verdict}.",
     ]
     return "\n".join(lines)
+
+# %% ../../nbs/3_training/09_protocol.ipynb #holm-code
+def holm(p: ArrayLike) -> np.ndarray:  # (n,) adjusted; nan stays nan and doesn't count
+    "p-values adjusted for their number (Holm 1979): with a chance of .95 or more, none of those below .05 is a mistake"
+    p = np.asarray(p, float)
+    count = np.isfinite(p).sum()
+    order = np.argsort(p)[:count]  # nan sorts last
+    adjusted = np.full(len(p), np.nan)
+    adjusted[order] = np.maximum.accumulate(p[order] * (count - np.arange(count))).clip(max=1)
+    return adjusted

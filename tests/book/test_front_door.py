@@ -1,6 +1,7 @@
 """`import frl_dgt_nb`: quick, and every name that it offers is there."""
 
 import json
+import re
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -80,3 +81,11 @@ def test_no_name_hides_a_part_of_the_package():
 def test_a_name_is_loaded_once():
     first = frl_dgt_nb.PRESETS
     assert vars(frl_dgt_nb)["PRESETS"] is first and frl_dgt_nb.PRESETS is first
+
+
+def test_the_readme_needs_nothing_else():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    imported = re.findall(r"^from (frl_dgt_nb[\w.]*) import (.*)$", text, re.MULTILINE)
+    assert imported and {module for module, _ in imported} == {"frl_dgt_nb"}
+    wanted = {name for _, line in imported for name in line.split(", ")}
+    assert wanted <= set(names())

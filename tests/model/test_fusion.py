@@ -50,7 +50,7 @@ def test_the_mean_has_no_say():
         and torch.equal(vector, tokens.mean(1))
         and torch.equal(weights, torch.full((3, 2, 9), 1 / 9))
     )
-    region = RegionFusion(5, 12, 4, 16, 2, depth=0, fusion="mean")
+    region = RegionFusion(5, 12, 4, 16, heads=2, depth=0, fusion="mean")
     crop = torch.randn(3, 5, 12, 12)
     torch.testing.assert_close(
         region(crop)[0],

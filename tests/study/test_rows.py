@@ -14,9 +14,9 @@ from frl_dgt_nb.study.baselines import BASELINES, BaselineConfig, baseline_setti
 from frl_dgt_nb.study.published import NOT_IMPLEMENTED, OTHER_DATA, TABLE1, TABLE2, composite_scores
 from frl_dgt_nb.study.rows import (
     ExperimentSettings,
+    experiment_text,
     preset_configs,
     row_names,
-    settings_text,
     table1_rows,
     table2_rows,
     table3_rows,
@@ -151,10 +151,10 @@ def test_presets_that_there_are_not(preset):
 
 def test_what_the_page_says_of_the_settings():
     settings = ExperimentSettings("tiny", flow="dis", seed=2, epochs=4)
-    assert settings_text(settings, flow=True).startswith(
+    assert experiment_text(settings, flow=True).startswith(
         "Preset tiny, epochs 4, seed 2, optical flow dis. Every row:"
     )
-    assert settings_text(ExperimentSettings()).startswith("Preset best, seed 0. Every row:")
+    assert experiment_text(ExperimentSettings()).startswith("Preset best, seed 0. Every row:")
 
 
 def test_how_the_folds_are_run_is_passed_on(store, monkeypatch):

@@ -3,15 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.stats import permutation_test
 from study_runs import known_runs, make_run, never
 
 from frl_dgt_nb.study.published import COMPOSITE
 from frl_dgt_nb.study.tables import (
     Row,
-    holm,
     plot_rows,
     readable_table,
     row_state,
@@ -208,19 +205,6 @@ def test_parts_of_a_row_with_three_figures(tmp_path):
     )
     text = readable_table(table)["on CASME II (paper)"]
     assert text.to_dict("records") == [{"UF1": "0.542", "UAR": "", "accuracy": "0.560"}]
-
-
-@given(st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=9))
-@settings(max_examples=200, deadline=None)
-def test_holm(p):
-    "By its definition: step down through the sorted p; never below each alone, never above Bonferroni's."
-    adjusted, real = holm(p), [(value, i) for i, value in enumerate(p) if value == value]
-    running = 0.0
-    for step, (value, i) in enumerate(sorted(real)):
-        running = max(running, min(1.0, value * (len(real) - step)))
-        assert adjusted[i] == pytest.approx(running)
-        assert value <= adjusted[i] + 1e-12 <= min(1, value * len(real)) + 1e-9
-    assert np.isnan(adjusted).sum() == len(p) - len(real)
 
 
 def counts_of(run):

@@ -18,6 +18,7 @@ from frl_dgt_nb.training.protocol import (
     compare_runs,
     comparison_table,
     comparison_text,
+    holm,
     mcnemar,
     pair_runs,
     read_predictions,
@@ -427,3 +428,16 @@ def test_other_classes_are_refused_in_either_order(tmp_path):
     for a, b in (("three", "four"), ("four", "three")):
         with pytest.raises(ValueError, match="3 classes|4 classes"):
             compare_runs(tmp_path / a, tmp_path / b)
+
+
+@given(st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=9))
+@settings(max_examples=200, deadline=None)
+def test_holm(p):
+    "By its definition: step down through the sorted p; never below each alone, never above Bonferroni's."
+    adjusted, real = holm(p), [(value, i) for i, value in enumerate(p) if value == value]
+    running = 0.0
+    for step, (value, i) in enumerate(sorted(real)):
+        running = max(running, min(1.0, value * (len(real) - step)))
+        assert adjusted[i] == pytest.approx(running)
+        assert value <= adjusted[i] + 1e-12 <= min(1, value * len(real)) + 1e-9
+    assert np.isnan(adjusted).sum() == len(p) - len(real)

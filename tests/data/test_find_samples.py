@@ -1,4 +1,4 @@
-"""The samples: found beside the package, in the folder of work or above it, or named; what is said where there are none."""
+"""The samples: found beside the package, in the folder of work or above, or named; and what is said without them."""
 
 import shutil
 from types import SimpleNamespace
