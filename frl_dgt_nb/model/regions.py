@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../../nbs/2_model/05_regions.ipynb #200007
-# Landmark indexes from 0; `a~b`: their midpoint; `^`: a tenth of the outer-eye distance higher, `^^`: two (after AU R-CNN).
+# Indexes of landmarks; `a~b`: their midpoint; `^`: a tenth of the outer-eye distance higher, `^^`: two (AU R-CNN)
 _REGIONS = """17^ 19^ 19 17 | 19^ 21^ 21 19 | 21^ 27^^ 27 21 | 27^^ 22^ 27 22 | 22^ 24^ 24 22 | 24^ 26^ 26 24 |
 1 17 36 | 17 19 37 36 | 19 38 39 21 | 21 27 28 39 | 22 27 28 42 | 22 42 43 24 | 24 44 45 26 | 26 16 15 45 |
 2 41~2 3~29 3 | 41 2~41 3~29 39 | 39 3~29 29 28 | 28 29 13~29 42 | 42 46 14~46 13~29 | 14~46 14 13 13~29 |

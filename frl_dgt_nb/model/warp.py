@@ -88,7 +88,7 @@ def warp(
 def to_motion(
     displacement: Tensor,  # (B,2,H,W), where the apex samples the onset
 ) -> Tensor:  # (B,2,H,W) in pixels, where the onset's points go
-    "Motion of the onset's points in pixels, as optical flow and truth count it: to first order, minus the displacement."
+    "Motion of the onset's points in pixels, as optical flow counts it: to first order, minus the displacement."
     return -to_pixels(displacement)
 
 # %% ../../nbs/2_model/01_warp.ipynb #100025-2

@@ -151,7 +151,7 @@ def check_motion(motion_px: Tensor, strain: Tensor, blocks: int) -> None:
             f"got {tuple(motion_px.shape)} and {tuple(strain.shape)}"
         )
 
-# %% ../../nbs/5_study/01_features.ipynb #9a9320ee
+# %% ../../nbs/5_study/01_features.ipynb #6806595c
 def sums_by_place(
     values: Tensor,  # (B,H,W)
     places: Tensor,  # (B,H,W), from 0
@@ -161,7 +161,7 @@ def sums_by_place(
     empty = values.new_zeros(len(values), count)
     return empty.scatter_add(1, places.flatten(1), values.flatten(1))
 
-# %% ../../nbs/5_study/01_features.ipynb #7a0b4709
+# %% ../../nbs/5_study/01_features.ipynb #541c519a
 def bi_woof(
     motion_px: Tensor,  # (B,2,H,W) from onset to apex
     strain: Tensor,  # (B,H,W) of `optical_strain`
@@ -191,7 +191,7 @@ class Fitted(NamedTuple):
     losses: list[dict[str, float]]  # one dict an epoch
     weights: dict[str, Tensor]  # after the last epoch
 
-# %% ../../nbs/5_study/01_features.ipynb #a81e0124
+# %% ../../nbs/5_study/01_features.ipynb #88839827
 def svm_chances(machine: Pipeline, rows: np.ndarray, classes: int) -> np.ndarray:  # (n,classes)
     "Softmax of the margins; 0 for a class that training never showed"
     shown = machine[-1].classes_
@@ -201,7 +201,7 @@ def svm_chances(machine: Pipeline, rows: np.ndarray, classes: int) -> np.ndarray
         margins[:, shown] = decided if decided.ndim == 2 else np.stack([-decided, decided], 1)
     return softmax(margins, 1)
 
-# %% ../../nbs/5_study/01_features.ipynb #dc713ca5
+# %% ../../nbs/5_study/01_features.ipynb #fdf0abf0
 def svm_weights(machine: Pipeline) -> dict[str, Tensor]:
     "All numbers that were learnt"
     scale, svm = machine

@@ -28,9 +28,9 @@ from ..model.regions import REGION_NAMES
 from ..model.sequence import load_sequence
 from .fold import fold_data, predict_test
 from .precomputed import compute_displacements, load_frames
+from .predict import predict_batch
 from .protocol import read_predictions
 from .run_folder import differences, face_settings, fold_path, read_settings
-from .predict import predict_batch
 from .sampling import Batch, PairSource
 from .settings import TrainConfig
 
@@ -338,9 +338,7 @@ def subject_weights(
 def temporal_weights(
     run: str | Path,  # folder of a finished run on sequences
     store: FaceStore,  # of sequences, that of the run
-) -> (
-    pd.DataFrame
-):  # clip_id, subject_id, label, prediction, apex, and 1 ... T-1: the weight of that frame
+) -> pd.DataFrame:  # clip_id, subject_id, label, prediction, apex, 1 ... T-1: weights of frames
     "Where the fusion over time looks in each clip, mean over the heads, in the model that has not seen its subject."
     table, settings = read_predictions(run)
     check_sequence_run(run, settings, table, store)

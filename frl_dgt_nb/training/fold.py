@@ -50,9 +50,7 @@ def make_optimizers(
     model: FRLDGT,  # to train
     config: TrainConfig,  # rates
     steps: int,  # optimiser steps of the whole training
-) -> tuple[
-    list[Optimizer], CosineAnnealingLR
-]:  # displacement module (if trained) and fusion; the fusion's schedule
+) -> tuple[list[Optimizer], CosineAnnealingLR]:  # module (if trained), fusion; schedule
     "Adam at a constant rate for the displacement module, with cosine annealing for everything else (section 3.3)."
     optimizers, decay = [], config.weight_decay  # AdamW is Adam where nothing decays
     if model.config.module == "plain":
@@ -77,8 +75,7 @@ def joint_loss(
     pairs: Batch | None = None,  # self-supervised pairs
     loss_weights: tuple[float, float, float] = (10.0, 1.0, 0.2),  # of the three displacement losses
     class_weight: Tensor | None = None,  # (classes,) for the cross-entropy
-    dtype: torch.dtype
-    | None = None,  # of mixed precision; losses and warping are always in float32
+    dtype: torch.dtype | None = None,  # of mixed precision; losses stay in float32
 ) -> tuple[Tensor, dict[str, Tensor]]:  # total, its parts
     "Cross-entropy, plus L_DGM of labelled pairs that bring no displacement and of random ones (section 3.1)."
     with torch.autocast(batch.boxes.device.type, dtype, enabled=dtype is not None):

@@ -104,7 +104,9 @@ def start_worker(threads: int) -> None:
     "In each worker: its share of the cores, Ctrl-C left to the parent, an end when the parent is gone."
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    tqdm.set_lock(threading.RLock())  # its own, a semaphore, would be left behind by a stopped worker
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own, a semaphore, would be left behind by a stopped worker
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 # %% ../../nbs/3_training/08_loso.ipynb #330022
@@ -210,7 +212,8 @@ def run_loso(
     train_config: TrainConfig | None = None,  # instead of the preset's
     device: str = "auto",  # auto, cpu or cuda
     workers: int = 1,  # processes that train folds side by side
-    threads: int | None = None,  # of PyTorch in each; None: the cores shared out. Same threads, same bits
+    threads: int
+    | None = None,  # of PyTorch in each: same threads, same bits; None: the cores shared
     resume: bool = False,  # go on with the run in `out`
     seed: int = 0,  # of everything random
     progress: bool = True,  # show bars

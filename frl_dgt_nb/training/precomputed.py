@@ -29,7 +29,8 @@ from ..model.warp import from_motion
 # %% ../../nbs/3_training/02_precomputed.ipynb #310014
 def load_frames(
     store: FaceStore,  # aligned faces
-    device: str | torch.device = "cpu",  # the CPU maps the file and copies nothing; on a GPU it is one copy
+    device: str
+    | torch.device = "cpu",  # the CPU maps the file and copies nothing; on a GPU it is one copy
 ) -> Tensor:  # (N,H,W,3) uint8
     "Every frame of the store as one tensor."
     with warnings.catch_warnings():  # batches are copies: nobody writes into the file
@@ -44,7 +45,9 @@ def to_pictures(frames: Tensor) -> Tensor:  # (...,H,W,3) uint8 -> (...,3,H,W) i
 # %% ../../nbs/3_training/02_precomputed.ipynb #31k007
 def pair_displacements(
     frames: Tensor,  # (T,3,H,W) in [0,1]: from the onset to the last frame asked about
-    seconds: list[int],  # positions of the second frame of each pair, 1 or more; 0 is the onset itself
+    seconds: list[
+        int
+    ],  # positions of the second frame of each pair, 1 or more; 0 is the onset itself
     module: str,  # guided, dynamic or the name of a flow
     guided: torch.nn.Module | None = None,  # for module="guided"
 ) -> Tensor:  # (len(seconds),2,H/4,W/4), 1.0 = half the width; dynamic: (len(seconds),3,H,W)
@@ -102,7 +105,8 @@ def keep_table(path: Path, table: Tensor) -> None:
         write_atomic(path, content.getvalue())
     except OSError as error:
         warnings.warn(
-            f"{path.name} can't be kept beside the faces ({error.strerror}); the next process computes it again"
+            f"{path.name} can't be kept beside the faces ({error.strerror}); the next process computes it again",
+            stacklevel=2,
         )
 
 # %% ../../nbs/3_training/02_precomputed.ipynb #31k009-2
@@ -115,7 +119,7 @@ def precomputed_displacements(
     device: torch.device,  # where to compute them
     module: str = "guided",  # guided, dynamic or the name of a flow
     progress: bool = False,  # show a bar
-) -> Tensor:  # (clips,2*reach+1,2,H/4,W/4) on the CPU; dynamic: (clips,2*reach+1,3,H,W), half precision
+) -> Tensor:  # (clips,2*reach+1,2,H/4,W/4); dynamic: (clips,2*reach+1,3,H,W), half precision
     "From the onset to each frame around the apex, once a process; flows and dynamic images are kept beside the store."
     if module not in ("guided", "dynamic", *FLOWS):
         raise ValueError(

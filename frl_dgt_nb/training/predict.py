@@ -115,10 +115,10 @@ def predict_batch(
 # %% ../../nbs/3_training/05_predict.ipynb #0a7269c2
 def predict(
     model: FRLDGT,  # of pairs; put into evaluation mode
-    onset: Tensor | None,  # (B,3,H,W) in [0,1]; None where a displacement is given and no frame is seen
+    onset: Tensor | None,  # (B,3,H,W) in [0,1]; None where no frame is seen
     apex: Tensor | None,  # as onset
     boxes: Tensor,  # (B,9,4) x0,y0,x1,y1 in pixels of the frames
-    displacement: Tensor | None = None,  # (B,2,H,W) that comes from elsewhere; None: found in the frames
+    displacement: Tensor | None = None,  # (B,2,H,W) from elsewhere; None: found in the frames
     frozen: Tensor | None = None,  # (B,4) a box for each pair in which nothing moves
 ) -> Prediction:
     "What a model says of pairs of frames; ValueError where the shapes don't fit."

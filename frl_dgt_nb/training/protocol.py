@@ -207,9 +207,7 @@ def pair_runs(
     run_a: str | Path,  # folder of a finished run
     run_b: str | Path,  # of another on the same clips
     selection: str = "last",  # epoch taken: last or inner
-) -> tuple[
-    pd.DataFrame, int, list[str]
-]:  # clip_id, subject_id, label, a, b; classes; settings that differ
+) -> tuple[pd.DataFrame, int, list[str]]:  # predictions a and b; classes; settings that differ
     "Two runs' predictions of the same clips; ValueError that names the clips if they are not the same."
     (a, config_a), (b, config_b) = read_predictions(run_a), read_predictions(run_b)
     check_selection(run_a, a, selection)

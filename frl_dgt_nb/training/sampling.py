@@ -48,7 +48,9 @@ class Batch(NamedTuple):
     onset: Tensor | None  # (B,3,H,W) in [0,1]; None where nobody looks at frames
     apex: Tensor | None  # as onset
     boxes: Tensor  # (B,9,4) pixels
-    labels: Tensor | None = None  # (B,) class; -100 (ignored by cross_entropy) in a pair without one
+    labels: Tensor | None = (
+        None  # (B,) class; -100 (ignored by cross_entropy) in a pair without one
+    )
     clips: Tensor | None = None  # (B,) rows of store.index
     rows: Tensor | None = None  # (B,2) rows of store.frames
     displacement: Tensor | None = None  # (B,2,H,W) where it isn't left to the model; 3: with strain
@@ -175,10 +177,14 @@ class PairSource:
     store: FaceStore  # aligned faces
     device: str | torch.device = "cpu"  # where batches are wanted
     frames: Tensor | None = None  # `load_frames(store, device)`, to share it between folds
-    needs_frames: bool = True  # False: nobody looks at frames, which are most of the work of a batch
+    needs_frames: bool = (
+        True  # False: nobody looks at frames, which are most of the work of a batch
+    )
     kind: str = "au"  # of the boxes: au or grid
     boxes: Tensor | None = None  # (clips,9,4) instead of those
-    displacements: Tensor | None = None  # (clips,2*reach+1,2,h,w) of `precomputed_displacements`; 3: with strain
+    displacements: Tensor | None = (
+        None  # (clips,2*reach+1,2,h,w) of `precomputed_displacements`; 3: with strain
+    )
     directed: bool = True  # whether the displacements have a direction that a mirror reverses
     magnified: Tensor | None = None  # (clips,factors,H,W,3) uint8 of `magnified_apexes`
 
@@ -206,7 +212,7 @@ class PairSource:
         first: Tensor,  # (B,) position of the first frame in its clip
         second: Tensor,  # (B,) position of the second
         labels: Tensor,  # (B,)
-        enlarged: Tensor | None = None,  # (B,) which magnified apex is the second frame; below 0: none
+        enlarged: Tensor | None = None,  # (B,) which magnified apex to show; below 0: none
     ) -> Batch:  # on the device
         "Frames by index: two gathers a batch, no loop over its samples."
         if enlarged is not None:
@@ -223,7 +229,7 @@ class PairSource:
 def gather_frames(
     source: PairSource,
     rows: Tensor,  # (B,2) rows of store.frames
-) -> tuple[Tensor | None, Tensor | None]:  # onset and apex (B,3,H,W); None where nobody looks at them
+) -> tuple[Tensor | None, Tensor | None]:  # onset and apex (B,3,H,W); None: not needed
     "First and second frame of each pair."
     if source.frames is None:
         return None, None
@@ -310,7 +316,7 @@ def draw_enlargements(
     magnified: Tensor | None,  # (clips,factors,H,W,3) of `magnified_apexes`
     count: int,  # how many
     generator: Generator,  # source of the draw
-) -> Tensor | None:  # (count,) a factor's number, or as often a number below 0; None without a table
+) -> Tensor | None:  # (count,) number of a factor, or one below 0; None without a table
     "Which samples to show with a magnified apex."
     if magnified is None:
         return None
@@ -392,7 +398,7 @@ class FoldData:
 
     def test_batches(
         self,
-        clips: Tensor | None = None,  # rows of store.index instead of the test subject's, such as `inner`
+        clips: Tensor | None = None,  # rows of store.index; None: the test subject's
     ) -> Iterator[Batch]:
         "The test subject's onset-apex pairs, in order, neither jittered nor mirrored."
         source = self.source

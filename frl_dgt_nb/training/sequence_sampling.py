@@ -205,7 +205,7 @@ class SequenceData(FoldData):
 
     def test_batches(
         self,
-        clips: Tensor | None = None,  # rows of store.index instead of the test subject's, such as `inner`
+        clips: Tensor | None = None,  # rows of store.index; None: the test subject's
     ) -> Iterator[SequenceBatch]:
         "The test subject's sequences, in order, not mirrored."
         for rows in (self.test if clips is None else clips).split(self.batch_size):

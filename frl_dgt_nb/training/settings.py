@@ -45,16 +45,22 @@ class TrainConfig:
     fusion_rate: float = 2e-4  # Guess: Adam with cosine annealing, rate not given
     weight_decay: float = 0.0  # Guess: not mentioned
     pairs: int = 32  # Guess: self-supervised pairs a step; "sufficient" in section 3.1
-    apex_jitter: int = 1  # section 3.3: "a frame before or after the original apex"; how far is a guess
+    apex_jitter: int = (
+        1  # section 3.3: "a frame before or after the original apex"; how far is a guess
+    )
     # section 3.3, end: range of factors; half of the labelled pairs get a magnified apex
     magnify: tuple[float, float] | None = None
     mirror: bool = False  # not in the paper: mirror half of the training pairs (ModelConfig.mirror: in testing)
     # section 3.3: reconstruction, normalization, smoothness
     loss_weights: tuple[float, float, float] = (10.0, 1.0, 0.2)
     class_weights: bool = False  # not in the paper: weigh classes by their rarity in training
-    amp: str = "auto"  # mixed precision on a GPU: auto, bf16, fp16, off; a CPU always trains in float32
+    amp: str = (
+        "auto"  # mixed precision on a GPU: auto, bf16, fp16, off; a CPU always trains in float32
+    )
     store_every: int = 1  # test predictions after every so many epochs, and after the last
-    inner: int = 0  # not in the paper: training subjects held out in each fold to choose an epoch on
+    inner: int = (
+        0  # not in the paper: training subjects held out in each fold to choose an epoch on
+    )
 
     def __post_init__(self):
         for name, least in LEAST.items():

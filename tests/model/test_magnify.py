@@ -222,7 +222,7 @@ def test_factor_for_each_sample():
 
 
 @pytest.mark.parametrize(
-    "onset,apex,factor,told",
+    "onset,apex,factor,message",
     [
         ((1, 3, 64, 64), (1, 3, 64, 32), 2, "64, 32"),
         ((3, 64, 64), (3, 64, 64), 2, "B,3,H,W"),
@@ -232,14 +232,14 @@ def test_factor_for_each_sample():
         ((1, 3, 64, 64), (1, 3, 64, 64), -1, "from 0 on"),
     ],
 )
-def test_bad_frames_and_factors(onset, apex, factor, told):
+def test_bad_frames_and_factors(onset, apex, factor, message):
     frames = torch.rand(onset), torch.rand(apex)
     factor = torch.tensor(factor) if isinstance(factor, list) else factor
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         magnify_learned(*frames, factor)
-    if told in ("divisible by 4", "from 0 on"):
+    if message in ("divisible by 4", "from 0 on"):
         return
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         magnify_eulerian(*frames, factor)
 
 
@@ -517,16 +517,16 @@ def test_bounds_are_a_tuple_again():
 
 
 @pytest.mark.parametrize(
-    "changes,told",
+    "changes,message",
     [
         (dict(module="guided"), "guided"),
         (dict(module="tvl1"), "tvl1"),
         (dict(steps=4), "sequences"),
     ],
 )
-def test_known_displacements_and_sequences_are_refused(tmp_path, changes, told):
+def test_known_displacements_and_sequences_are_refused(tmp_path, changes, message):
     store = toy_store(tmp_path / "toy")
-    with pytest.raises(ValueError, match=f"magnify=.*{told}.*leave magnify out"):
+    with pytest.raises(ValueError, match=f"magnify=.*{message}.*leave magnify out"):
         check_fit(
             store, ModelConfig(**changes), TrainConfig(magnify=(2, 6), pairs=0, apex_jitter=0)
         )

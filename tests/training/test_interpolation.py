@@ -47,9 +47,12 @@ def test_weights_are_the_published_recipe(n, steps):
     mean = frames.mean(0)
     U, S, Vt = np.linalg.svd((frames - mean).T, full_matrices=False)
     U, S, Vt = U[:, : n - 1], S[: n - 1], Vt[: n - 1]
-    curve = lambda t: np.stack(
-        [np.sin(np.pi * k * t + np.pi * (n - k) / (2 * n)) for k in range(1, n)]
-    )  # t from 1/n to 1
+
+    def curve(t):
+        return np.stack(
+            [np.sin(np.pi * k * t + np.pi * (n - k) / (2 * n)) for k in range(1, n)]
+        )  # t from 1/n to 1
+
     map_ = np.linalg.lstsq((np.diag(S) @ Vt).T, curve(np.arange(1, n + 1) / n).T, rcond=None)[0]
     published = (U @ np.linalg.inv(map_.T) @ curve(np.linspace(1 / n, 1, steps))).T + mean
     assert np.allclose(
@@ -61,7 +64,10 @@ def test_weights_are_the_published_recipe(n, steps):
 @patient
 def test_a_linear_motion_is_reproduced_exactly(n, steps, seed):
     start, step = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(seed))
-    ramp = lambda places: start + step * places.view(-1, 1, 1)
+
+    def ramp(places):
+        return start + step * places.view(-1, 1, 1)
+
     made = interpolate(ramp(torch.arange(n)), steps)
     torch.testing.assert_close(
         made, ramp(torch.linspace(0, n - 1, steps)), atol=1e-5 * n, rtol=1e-5
@@ -70,9 +76,12 @@ def test_a_linear_motion_is_reproduced_exactly(n, steps, seed):
 
 def test_a_sliding_slope_is_where_it_should_be():
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
-    view = lambda t: (
-        0.01 * (x - 0.4 * t) + 0.02 * (y + 0.3 * t)
-    )  # brightness slope moving by (.4,-.3) pixels a frame
+
+    def view(t):
+        return 0.01 * (x - 0.4 * t) + 0.02 * (
+            y + 0.3 * t
+        )  # brightness slope moving by (.4,-.3) pixels a frame
+
     made = interpolate(torch.stack([view(t) for t in range(8)]), 10)
     torch.testing.assert_close(
         made, torch.stack([view(t) for t in np.linspace(0, 7, 10)]), atol=1e-5, rtol=0
@@ -115,7 +124,9 @@ def test_there_and_back_makes_no_difference_to_straight():
 
 
 def test_smooth_course_is_closer_than_between_neighbours():
-    course = lambda n: np.sin(np.pi * np.linspace(0, 1, n)) ** 2
+    def course(n):
+        return np.sin(np.pi * np.linspace(0, 1, n)) ** 2
+
     made = interpolate(torch.tensor(course(8)), 10).numpy()
     assert (
         np.abs(made - course(10)).max()

@@ -195,9 +195,9 @@ def test_interval_against_a_loop_over_the_same_draws(study, score, level):
         taken = np.concatenate([np.tile(which, n) for which, n in zip(rows, times)])
         drawn.append(score(labels[taken], predictions[taken]))
     expected = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    assert interval(*study, score=score, resampling=Resampling(200, level, seed=3)) == pytest.approx(
-        tuple(expected)
-    )
+    assert interval(
+        *study, score=score, resampling=Resampling(200, level, seed=3)
+    ) == pytest.approx(tuple(expected))
 
 
 def test_interval_against_scipy(study):
@@ -208,7 +208,9 @@ def test_interval_against_scipy(study):
         n_resamples=20_000,
         method="percentile",
     ).confidence_interval
-    assert interval(*study, resampling=Resampling(20_000)) == pytest.approx(tuple(theirs), abs=0.005)
+    assert interval(*study, resampling=Resampling(20_000)) == pytest.approx(
+        tuple(theirs), abs=0.005
+    )
 
 
 def test_interval_resamples_subjects_not_clips(study):

@@ -1,4 +1,4 @@
-"""Displacements known beforehand: each is what its method says of the pair, computed once, kept, and never taken for another's."""
+"""Precomputed displacements: each is its method's, computed once, kept, and never taken for another's."""
 
 import numpy as np
 import pytest

@@ -36,7 +36,10 @@ def make_run(out, seed=0, subjects=6, inner=True, classes=3, skill=0.6, data=0):
     for s in range(subjects):
         for c in range(clips.integers(1, 9)):
             label = int(clips.integers(classes))
-            guess = lambda: label if luck.random() < skill else int(luck.integers(classes))
+
+            def guess():
+                return label if luck.random() < skill else int(luck.integers(classes))
+
             rows.append(
                 {
                     "clip_id": f"toy/{s:02}/c{c}",
@@ -99,15 +102,21 @@ def test_selections_against_a_loop(tmp_path, classes):
     parts = [part for _, part in table.groupby("subject_id", sort=False)]
     assert len(found) == 12 and not found.isna().any().any()
     columns = {"last": "prediction", "inner": "inner_prediction", "oracle": "oracle_prediction"}
-    pooled = lambda column, taken: by_hand(
-        *(np.concatenate([part[c] for part in taken]) for c in ("label", column)), classes
-    )
+
+    def pooled(column, taken):
+        return by_hand(
+            *(np.concatenate([part[c] for part in taken]) for c in ("label", column)), classes
+        )
+
     fold = {
         (i, column): by_hand(part.label.to_numpy(), part[column].to_numpy(), classes, True)
         for i, part in enumerate(parts)
         for column in columns.values()
     }
-    mean = lambda column, taken: pd.DataFrame([fold[i, column] for i in taken]).mean()
+
+    def mean(column, taken):
+        return pd.DataFrame([fold[i, column] for i in taken]).mean()
+
     draws = [range(len(parts))] + [
         [i for i, n in enumerate(times) for _ in range(n)]
         for times in subject_draws(len(parts), 30, 4)
@@ -220,7 +229,10 @@ def test_random_swaps_against_scipy(tmp_path):
 
     def apart(x, y, axis):
         a, b = (counts[which % 2, which // 2].sum(-3) for which in (x, y))  # scipy swaps x and y
-        f1 = lambda m: (2 * m.diagonal(axis1=-2, axis2=-1) / (m.sum(-1) + m.sum(-2))).mean(-1)
+
+        def f1(m):
+            return (2 * m.diagonal(axis1=-2, axis2=-1) / (m.sum(-1) + m.sum(-2))).mean(-1)
+
         return f1(a) - f1(b)
 
     theirs = permutation_test(
@@ -348,7 +360,8 @@ def test_runs_on_other_clips(runs, tmp_path):
     fewer = edit(make_run(tmp_path / "fewer", seed=3), lambda table: table.iloc[5:])
     with pytest.raises(
         ValueError,
-        match=r"fewer lacks 5 of the clips of .*a: toy/00/c0, toy/00/c1, toy/00/c2 and 2 more; runs are compared on the same clips",
+        match=r"fewer lacks 5 of the clips of .*a: toy/00/c0, toy/00/c1, toy/00/c2 and 2 more; "
+        "runs are compared on the same clips",
     ):
         compare_runs(runs[0], fewer)
     with pytest.raises(ValueError, match="fewer lacks 5 of the clips"):
