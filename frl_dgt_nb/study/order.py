@@ -84,8 +84,8 @@ def order_text(pairs: pd.DataFrame, level: float = 0.05) -> str:
     if pairs.empty:
         return "Fewer than two of the rows are finished: nothing can be said of their order yet."
     names = dict.fromkeys([*pairs.worse, *pairs.better])
-    same = (pairs.difference > 0).sum()
+    same = f"{(pairs.difference > 0).sum()} of {len(pairs)}"
     return (
-        f"The paper's order by UF1 is {' < '.join(names)}. Of {len(pairs)} pairs {same} point the same way here. "
+        f"The paper's order by UF1 is {' < '.join(names)}. Pairs that point the same way here: {same}. "
         f"{finding_text(pairs)} {verdict(pairs)}{too_few_text(pairs.subjects.min(), len(pairs), level)}"
     )

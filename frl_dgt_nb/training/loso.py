@@ -212,8 +212,7 @@ def run_loso(
     train_config: TrainConfig | None = None,  # instead of the preset's
     device: str = "auto",  # auto, cpu or cuda
     workers: int = 1,  # processes that train folds side by side
-    threads: int
-    | None = None,  # of PyTorch in each: same threads, same bits; None: the cores shared
+    threads: int | None = None,  # of PyTorch in each (same threads, same bits); None: shared out
     resume: bool = False,  # go on with the run in `out`
     seed: int = 0,  # of everything random
     progress: bool = True,  # show bars

@@ -127,13 +127,8 @@ def mirror_some_boxes(
     return torch.where(coin.to(boxes.device)[:, None, None], mirrored, boxes)
 
 # %% ../../nbs/3_training/03_sampling.ipynb #fd7820c3
-def mirror_batch(
-    batch: Batch,
-    kind: str,  # of the boxes: au or grid
-    directed: bool,  # whether the displacement has a direction
-    coin: Tensor | None,  # (B,) bool, True: mirror this pair; None: all
-) -> Batch:
-    "Frames, boxes and displacement of a batch in a mirror; where there are no frames the displacement has their size."
+def mirror_batch(batch: Batch, kind: str, directed: bool, coin: Tensor | None) -> Batch:
+    "What `Batch.mirrored` gives; where there are no frames the displacement has their size."
     coin = torch.ones(len(batch.boxes), dtype=torch.bool) if coin is None else coin
     onset, apex, displacement = batch.onset, batch.apex, batch.displacement
     width = (displacement if onset is None else onset).shape[-1]
@@ -304,10 +299,7 @@ def split_subjects(
     return tuple(torch.from_numpy(side).nonzero()[:, 0] for side in sides)
 
 # %% ../../nbs/3_training/03_sampling.ipynb #8854a61f
-def draw_coins(
-    count: int,  # how many
-    generator: Generator,  # source of the draw
-) -> Tensor:  # (count,) bool
+def draw_coins(count: int, generator: Generator) -> Tensor:  # (count,) bool
     "Which samples to mirror: each with probability one half."
     return torch.rand(count, generator=generator) < 0.5
 

@@ -36,7 +36,7 @@ def test_an_order_that_is_there(tmp_path):
 def test_an_order_that_is_turned_round(tmp_path):
     pairs = pairs_of(tmp_path, dict(zip(RIGHT, reversed(RIGHT.values()))))
     assert (pairs.finding == CONTRADICTS).all()
-    assert "0 point the same way" in order_text(pairs)
+    assert "point the same way here: 0 of 10." in order_text(pairs)
     assert "does not hold" in order_text(pairs)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from finished_run import SMALL, small_store
+from finished_run import SMALL, finished_run, small_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_store import toy_store
@@ -16,7 +16,7 @@ from frl_dgt_nb.model.frldgt import FRLDGT
 from frl_dgt_nb.model.sequence import FRLDGTS
 from frl_dgt_nb.pictures.pair import PairView, ask
 from frl_dgt_nb.pictures.report import explain
-from frl_dgt_nb.training.finished_run import look_inside, pair_data
+from frl_dgt_nb.training.finished_run import ask_folds, look_inside, open_finished, pair_data
 from frl_dgt_nb.training.fold import fold_data, predict_test
 from frl_dgt_nb.training.precomputed import given_displacement
 from frl_dgt_nb.training.predict import box_mask, freeze_sides, predict_batch, prepare_sides
@@ -212,3 +212,12 @@ def test_bad_shapes_are_named(store):
     with pytest.raises(ValueError, match="no displacement module"):
         given_model = FRLDGT(replace(model.config, module="given", sees=("displacement",)))
         predict(given_model, None, None, batch.boxes)
+
+
+def test_pairs_of_a_single_subject_can_be_asked_about(store):
+    "One clip, twice: nobody is left to train on, and nobody trains."
+    finished = open_finished(store, finished_run())
+    index = store.index.iloc[[2, 2]]
+    answers = ask_folds(finished, [2, 2], index.onset, index.apex)
+    stored = finished.table.filter(regex="^p_").iloc[2]
+    np.testing.assert_allclose(answers, [stored, stored], atol=1e-5)
