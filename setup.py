@@ -1,4 +1,5 @@
 """Reads everything that describes the package from settings.ini."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -7,7 +8,13 @@ from setuptools import setup
 config = ConfigParser(delimiters=["="], interpolation=None)
 config.read(Path(__file__).with_name("settings.ini"), encoding="utf-8")
 about = config["DEFAULT"]
-lines = lambda key: about[key].split("\n")[1:] if about[key].startswith("\n") else [about[key]]
+
+
+def lines(key: str) -> list[str]:
+    "A setting of one line, or of one line an entry."
+    return about[key].split("\n")[1:] if about[key].startswith("\n") else [about[key]]
+
+
 extras = {key.removeprefix("extras_"): lines(key) for key in about if key.startswith("extras_")}
 
 setup(
@@ -17,5 +24,8 @@ setup(
     python_requires=f">={about['min_python']}",
     install_requires=lines("requirements"),
     extras_require=extras,
-    entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["frl_dgt_nb=frl_dgt_nb._modidx:d"]},
+    entry_points={
+        "console_scripts": lines("console_scripts"),
+        "nbdev": ["frl_dgt_nb=frl_dgt_nb._modidx:d"],
+    },
 )

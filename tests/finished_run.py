@@ -1,4 +1,4 @@
-"""A store of twelve rendered clips of three subjects and finished runs on it, made once a process, for tests that look into runs."""
+"""A store of twelve rendered clips of three subjects and finished runs on it, made once a process."""
 
 from dataclasses import replace
 from functools import lru_cache

@@ -72,7 +72,7 @@ def test_a_baseline_of_table1(store, name):
     assert "brief" not in row.note
 
 
-@pytest.mark.parametrize("name", STEADY)
+@pytest.mark.parametrize("name", sorted(STEADY))
 def test_a_baseline_without_the_drift(store, name):
     row = by_name(table1_rows(store, SETTINGS))[name]
     config = BaselineConfig(name.removesuffix("-steady"), "dis", steady=True)
