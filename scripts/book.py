@@ -115,7 +115,9 @@ def link_faults(number: int, words: str, target: str, path: Path) -> Iterator[st
     file = target.partition("#")[0]
     if "://" in target or not file:
         return
-    if not (path.parent / file).exists():
+    if (path.parent / file).resolve() == path:
+        yield f"cell {number}: a link to the notebook that it stands in"
+    elif not (path.parent / file).exists():
         yield f"cell {number}: nothing is at {target}"
     elif re.match(r"\d\.\d", words) and (path.parent / file).suffix == ".ipynb":
         if words != name_of((path.parent / file).resolve()):

@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 
 from .clips import Clip, Exclusion
-from .databases import read_folder
 from .faces import TEMPLATE, align_displacement
 from ..files import read_json, reading, wait_for, write_atomic, writing
 
@@ -173,7 +172,9 @@ def read_index(path: Path) -> pd.DataFrame:
 # %% ../../nbs/1_data/06_store.ipynb #c016-4
 def read_exclusions(path: Path) -> list[Exclusion]:
     "The clips that aren't in a store: those its reader left out, then those without a usable face."
-    pairs = read_json(path / "excluded.json", ANEW, list) + read_json(path / "lost.json", ANEW, list)
+    pairs = read_json(path / "excluded.json", ANEW, list) + read_json(
+        path / "lost.json", ANEW, list
+    )
     return [Exclusion(*pair) for pair in pairs]
 
 # %% ../../nbs/1_data/06_store.ipynb #c016-5
