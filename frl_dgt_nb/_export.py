@@ -20,9 +20,8 @@ class FreshModules:
         begun, about = set(), ""
         for cell in self.nb.cells:
             if cell.cell_type == "markdown":
-                about = next(
-                    (line[2:] for line in cell.source.splitlines() if line.startswith("> ")), about
-                )
+                lines = [line[2:] for line in cell.source.splitlines() if line.startswith("> ")]
+                about = "\n".join(lines) or about
             module = cell.directives_.get("export") or cell.directives_.get("exporti")
             if isinstance(module, str) and module not in begun:
                 self.write(module, about)

@@ -24,7 +24,7 @@ clean_notebooks() { # nbdev-clean changes nothing
 }
 
 same_export() { # nbdev-export, into the copy, gives the modules that are here
-    find "$copy/frl_dgt_nb" -name "*.py" ! -path "$copy/frl_dgt_nb/__init__.py" -delete
+    find "$copy/frl_dgt_nb" -name "*.py" ! -path "$copy/frl_dgt_nb/__init__.py" ! -name _export.py -delete
     (cd "$copy" && nbdev-export) && diff -r -x __pycache__ frl_dgt_nb "$copy/frl_dgt_nb" ||
         { echo "run nbdev-export and commit what it changes; never edit a module by hand"; return 1; }
 }
