@@ -5,7 +5,7 @@ the end."""
 
 # %% auto #0
 __all__ = ['shared_frames', 'RunPlan', 'run_fold', 'in_process', 'end_with_parent', 'start_worker', 'in_workers',
-           'choose_configs', 'check_subjects', 'compute_first', 'unfinished', 'run_folds', 'run_loso']
+           'choose_configs', 'check_subjects', 'compute_first', 'unfinished', 'Running', 'run_folds', 'run_loso']
 
 # %% ../../nbs/3_training/07_loso.ipynb #330002
 import multiprocessing
@@ -178,22 +178,38 @@ def unfinished(out: Path, subjects: list[str]) -> list[str]:
     "Subjects whose fold isn't stored yet."
     return [subject for subject in subjects if load_fold(out, subject) is None]
 
+# %% ../../nbs/3_training/07_loso.ipynb #running
+@dataclass(frozen=True)
+class Running:
+    "How the folds are worked off. `ValueError` for a number of workers below one."
+
+    device: str = "auto"  # auto, cpu or cuda
+    workers: int = 1  # processes that train folds side by side
+    threads: int | None = (
+        None  # of PyTorch in each (same threads, same bits); None: the cores shared out
+    )
+    resume: bool = False  # go on with the run in `out`
+    progress: bool = True  # show bars
+
+    def __post_init__(self):
+        if self.workers < 1:
+            raise ValueError(f"workers must be 1 or more, got {self.workers}")
+
 # %% ../../nbs/3_training/07_loso.ipynb #0395ccdb
 def run_folds(
     plan: RunPlan,
     subjects: list[str],  # of the whole run
-    workers: int,  # processes
-    threads: int,  # of PyTorch in each
-    progress: bool,  # show bars
+    how: Running,
 ) -> None:
     "Train and store what isn't stored yet; KeyboardInterrupt says how far it came."
     pending, work = unfinished(plan.out, subjects), partial(run_fold, plan=plan)
-    if workers == 1 or len(pending) < 2:
+    threads = how.threads or max(1, torch.get_num_threads() // how.workers)
+    if how.workers == 1 or len(pending) < 2:
         stream = in_process(work, pending, threads)
     else:
-        stream = in_workers(work, pending, workers, threads)
+        stream = in_workers(work, pending, how.workers, threads)
     total, done = len(subjects), len(subjects) - len(pending)
-    bar = tqdm(total=total, initial=done, desc="folds", unit="fold", disable=not progress)
+    bar = tqdm(total=total, initial=done, desc="folds", unit="fold", disable=not how.progress)
     with closing(stream), bar:
         try:
             for _ in stream:
@@ -211,25 +227,19 @@ def run_loso(
     preset: str = "tiny",  # name in PRESETS and TRAIN_PRESETS
     model_config: ModelConfig | None = None,  # instead of the preset's
     train_config: TrainConfig | None = None,  # instead of the preset's
-    device: str = "auto",  # auto, cpu or cuda
-    workers: int = 1,  # processes that train folds side by side
-    threads: int | None = None,  # of PyTorch in each (same threads, same bits); None: shared out
-    resume: bool = False,  # go on with the run in `out`
     seed: int = 0,  # of everything random
-    progress: bool = True,  # show bars
+    **running,  # fields of `Running`: device, workers, threads, resume, progress
 ) -> dict:  # content of report.json
     "Leave-one-subject-out: one training a subject, its clips predicted by a model that never saw it (section 4.1)."
-    if workers < 1:
-        raise ValueError(f"workers must be 1 or more, got {workers}")
+    how, out = Running(**running), Path(out)
     model_config, train_config = choose_configs(preset, model_config, train_config)
-    device, out = str(pick_device(device)), Path(out)
+    device = str(pick_device(how.device))
     check_fit(store, model_config, train_config)
     subjects = check_subjects(store, train_config.inner)
-    threads = threads or max(1, torch.get_num_threads() // workers)
-    bars = progress and workers == 1
+    bars = how.progress and how.workers == 1
     plan = RunPlan(store, out, model_config, train_config, seed, device, bars)
-    with open_run(out, run_settings(store, model_config, train_config, seed), resume):
+    with open_run(out, run_settings(store, model_config, train_config, seed), how.resume):
         if unfinished(out, subjects):
-            compute_first(plan, progress)
-        run_folds(plan, subjects, workers, threads, progress)
+            compute_first(plan, how.progress)
+        run_folds(plan, subjects, how)
         return finish_run(store, out, subjects, model_config.classes)
