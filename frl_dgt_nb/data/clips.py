@@ -170,10 +170,5 @@ class Exclusion:
     reason: str
 
 # %% ../../nbs/1_data/01_clips.ipynb #databases-2
-DATABASES = (
-    "casme2",
-    "samm",
-    "smic",
-    "composite",
-    "folder",
-)  # layouts with a reader in data.archives
+# layouts with a reader in data.archives
+DATABASES = ("casme2", "samm", "smic", "composite", "folder")
