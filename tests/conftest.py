@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from toy_store import toy_store
 
 SAMPLES = Path(__file__).resolve().parents[1] / "data_samples"
 FIRST = ("book", "widgets")  # few tests, but long: begun early, so that the processes end together
@@ -23,6 +24,12 @@ def pytest_collection_modifyitems(items):
         if "lab" in getattr(item, "fixturenames", ()) and item.get_closest_marker("parametrize"):
             group, notebooks = f"{group}-{notebooks % 2}", notebooks + 1
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    "A store of random frames: four subjects of two databases, twelve clips. To be read, not to be changed."
+    return toy_store(tmp_path_factory.mktemp("toy") / "store")
 
 
 @pytest.fixture(scope="session")

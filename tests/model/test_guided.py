@@ -1,7 +1,6 @@
 "Guided module: known motions as oracles, batches, seeds, the shipped weights."
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textures import generator, inside, texture
 
-from frl_dgt_nb.data.databases import read_folder
 from frl_dgt_nb.data.preparation import prepare
 from frl_dgt_nb.model.dgm import face_mask
 from frl_dgt_nb.model.evidence import (
@@ -35,11 +33,10 @@ from frl_dgt_nb.model.warp import to_motion
 
 
 @pytest.fixture(scope="module")
-def samples(tmp_path_factory):
+def samples(sample_clips, tmp_path_factory):
     "A clip of each of four people: frames, true motion, landmarks."
-    database = read_folder(Path(__file__).parents[2] / "data_samples")
     store = prepare(
-        replace(database, clips=database.clips[:24:6]),
+        replace(sample_clips, clips=sample_clips.clips[:24:6]),
         tmp_path_factory.mktemp("guided") / "store",
         progress=False,
         workers=1,

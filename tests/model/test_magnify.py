@@ -3,7 +3,6 @@ and the batches that show it."""
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from toy_store import toy_store
 
-from frl_dgt_nb.data.databases import read_folder
 from frl_dgt_nb.data.preparation import prepare
 from frl_dgt_nb.model.config import ModelConfig
 from frl_dgt_nb.model.dgm import face_mask
@@ -84,11 +82,10 @@ def rendered():
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def store(sample_clips, tmp_path_factory):
     "Clips of two people of data_samples."
-    database = read_folder(Path(__file__).parents[2] / "data_samples")
     return prepare(
-        replace(database, clips=[database.clips[k] for k in (0, 1, 6, 7)]),
+        replace(sample_clips, clips=[sample_clips.clips[k] for k in (0, 1, 6, 7)]),
         tmp_path_factory.mktemp("magnify") / "store",
         progress=False,
         workers=1,

@@ -46,8 +46,8 @@ LIKE_BEST = replace(TRAIN_PRESETS["best"], epochs=3, batch_size=4)
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return toy_store(tmp_path_factory.mktemp("toy") / "store")
+def store(toy):
+    return toy
 
 
 def test_the_papers_values():

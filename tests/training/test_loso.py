@@ -39,8 +39,8 @@ SETTINGS = dict(model_config=SMALL, train_config=BRIEF, device="cpu", threads=1,
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return toy_store(tmp_path_factory.mktemp("toy") / "store")
+def store(toy):
+    return toy
 
 
 @pytest.fixture(scope="module")

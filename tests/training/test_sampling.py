@@ -36,8 +36,8 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return toy_store(tmp_path_factory.mktemp("toy") / "store")
+def store(toy):
+    return toy
 
 
 def test_no_test_frame_in_a_whole_training(store, monkeypatch):
