@@ -195,7 +195,7 @@ def test_a_weight_changes_the_loss_and_not_the_displacement(lab):
     for _ in range(4):
         lab.page.keyboard.press("ArrowRight")
     assert lab.changed("total", total)
-    assert waits(lambda: "5 ×" in lab.texts()[-1]), lab.texts()
+    assert waits(lambda: "+ 5 ×" in lab.texts()[-1]), lab.texts()  # all four presses, and not .5
     assert lab.texts()[-1] != status
     assert lab.drawing("displacement") == displacement
 
