@@ -205,6 +205,7 @@ def full_color(bench: Bench) -> float:  # px of the aligned face
 
 # %% ../../nbs/7_widgets/03_losslab.ipynb #077e641c
 def gray_levels(image: Tensor) -> np.ndarray:  # (1,3,H,W) in [0,1] -> (H,W) in 0..255
+    "A frame as a picture without colour."
     return image[0].mean(0).numpy() * 255
 
 # %% ../../nbs/7_widgets/03_losslab.ipynb #5524ae16
