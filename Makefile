@@ -16,8 +16,8 @@ demo: $(READY)  ## leave-one-subject-out on data_samples/; the report is runs/de
 test: $(READY)  ## every check
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/check.sh
 
-lab: $(READY)  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab nbs/index.ipynb
+lab: $(READY)  ## JupyterLab on the whole repository, the book's contents first
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 book: $(READY)  ## after a change to a notebook: formatted, exported, cleaned, linked, README made
 	$(BIN)/ruff format --quiet . && $(BIN)/ruff check --quiet --fix .
