@@ -845,11 +845,11 @@ def test_a_run_that_was_damaged_is_refused_or_made_whole(
 
 
 def test_a_run_with_other_settings(few, finished, capsys, mini):
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("[!.]*")}
     assert "seed was 0, now 7" in refused(
         capsys, *loso(few[0], finished, "--resume", "--seed", 7, "--store", few[1])
     )
-    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("[!.]*")}
 
 
 def test_a_run_whose_disk_is_full(home, tmp_path, capsys, monkeypatch, mini):
