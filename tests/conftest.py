@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items):
     notebooks = 0
     for item in items:
         group = item.path.stem
-        if "lab" in getattr(item, "fixturenames", ()) and item.get_closest_marker("parametrize"):
+        if item.path.stem == "test_browser_notebooks" and item.get_closest_marker("parametrize"):
             group, notebooks = f"{group}-{notebooks % 2}", notebooks + 1
         item.add_marker(pytest.mark.xdist_group(group))
 

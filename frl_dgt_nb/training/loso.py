@@ -227,6 +227,7 @@ def run_loso(
     preset: str = "tiny",  # name in PRESETS and TRAIN_PRESETS
     model_config: ModelConfig | None = None,  # instead of the preset's
     train_config: TrainConfig | None = None,  # instead of the preset's
+    *,
     seed: int = 0,  # of everything random
     **running,  # fields of `Running`: device, workers, threads, resume, progress
 ) -> dict:  # content of report.json
